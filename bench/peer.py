@@ -3,7 +3,7 @@
     python bench/peer.py [--venv build/peer-venv] [--jobs 2] [--source llama-cpp-python]
 
 The instruction sets are named one by one instead of ``GGML_NATIVE``, so that both engines use the same ones and the
-figures can be repeated. AMX is left out on purpose: several virtual machines announce it and then fault on its first use.
+figures can be repeated. AMX is left out on purpose: several virtual machines announce it and then fault on using it.
 """
 
 from __future__ import annotations

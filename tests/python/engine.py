@@ -15,8 +15,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 
-import fasa_py
 import numpy as np
+
+import fasa_py
 from fasa_py._native import check, ffi, lib, text
 
 
@@ -59,7 +60,9 @@ class Engine:
     def __enter__(self) -> Engine:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
 
@@ -91,7 +94,7 @@ class Job:
 
 
 def run_in_process(jobs: Sequence[Job], directory: Path, cpu: str) -> tuple[list[np.ndarray], str, str]:
-    """Run jobs in a new process under ``FASA_CPU=cpu``; returns their logits, the instruction set used and the reason."""
+    """Run jobs in a new process under ``FASA_CPU=cpu``: their logits, the instruction set used and the reason."""
     request, reply = directory / f"jobs-{cpu}.json", directory / f"logits-{cpu}.npz"
     request.write_text(json.dumps([asdict(job) for job in jobs]), encoding="ascii")
     environment = {**os.environ, "FASA_CPU": cpu, "PYTHONPATH": str(Path(fasa_py.__path__[0]).parent)}

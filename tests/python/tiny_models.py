@@ -41,7 +41,7 @@ ROPES: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class TinyModel:
-    """What to write. Sizes of 0 are chosen to be small, odd where the tensor type allows, and multiples of its block."""
+    """What to write. Sizes of 0 are chosen: small, odd where the tensor type allows it, whole blocks elsewhere."""
 
     arch: str = "llama"
     dtype: str = "F32"
@@ -144,7 +144,11 @@ def tensors(model: TinyModel) -> dict[str, tuple[np.ndarray, str]]:
     for layer in range(m.n_layer):
         blk = f"blk.{layer}."
         vector(blk + "attn_norm.weight", m.n_embd, 1.0, 0.2)
-        for name, heads, gain in (("attn_q", m.n_head, 1.5), ("attn_k", m.n_head_kv, 1.5), ("attn_v", m.n_head_kv, 1.0)):
+        for name, heads, gain in (
+            ("attn_q", m.n_head, 1.5),
+            ("attn_k", m.n_head_kv, 1.5),
+            ("attn_v", m.n_head_kv, 1.0),
+        ):
             matrix(blk + name, heads * m.head_dim, m.n_embd, gain)
             if m.bias:
                 vector(f"{blk}{name}.bias", heads * m.head_dim, 0.0, 0.3)
