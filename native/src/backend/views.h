@@ -26,4 +26,36 @@ struct LinearOut {
     bool add = false;
 };
 
+inline constexpr int max_head_dim = 1024;
+
+// Rows of a batch: consecutive positions pos0 .. pos0 + n - 1 of one sequence.
+struct Rows {
+    int32_t seq = 0, pos0 = 0, n = 0;
+};
+
+// The KV cache of one layer. For every sequence, KV head and position one row, contiguous: the rotated key, then the
+// value, half precision.
+struct KvView {
+    uint16_t* data = nullptr;  // [n_seq][n_head_kv][n_ctx][2 * head_dim]
+    int32_t n_ctx = 0, n_head_kv = 0, head_dim = 0;
+
+    int64_t row_values() const { return 2 * static_cast<int64_t>(head_dim); }
+    uint16_t* row(int32_t seq, int32_t head_kv, int32_t pos) const {
+        return data + ((static_cast<int64_t>(seq) * n_head_kv + head_kv) * n_ctx + pos) * row_values();
+    }
+};
+
+enum class RopeLayout {
+    interleaved,  // pair i is dims 2i, 2i + 1
+    half_split    // pair i is dims i, i + n_rot / 2
+};
+
+// Cosines and sines of a batch's rows, already scaled: [n][n_rot / 2].
+struct RopeView {
+    RopeLayout layout = RopeLayout::interleaved;
+    int32_t n_rot = 0;
+    const float* cos = nullptr;
+    const float* sin = nullptr;
+};
+
 }  // namespace fasa

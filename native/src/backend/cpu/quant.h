@@ -17,9 +17,12 @@ struct Activations {
     float* d;    // [n / 32]
     float* s32;  // [n / 32]: d * sum of q over 32
     float* s16;  // [n / 16]: d * sum of q over 16
-
-    Activations at(int64_t k) const { return {q + k, d + k / 32, s32 + k / 32, s16 + k / 16}; }
 };
+
+// From value k on, a multiple of 32. Static, as a shared copy might be one compiled for a wider instruction set.
+static inline Activations from(const Activations& a, int64_t k) {
+    return {a.q + k, a.d + k / 32, a.s32 + k / 32, a.s16 + k / 16};
+}
 
 // Below this a block counts as zero: 127 / max would not be a finite number.
 inline constexpr float ACTIVATION_MIN = 0x1p-100f;

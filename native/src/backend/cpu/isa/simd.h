@@ -62,6 +62,10 @@ inline vf load_bfloat(const uint16_t* p) {
     const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
     return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
 }
+inline vf load_bfloat_first(const uint16_t* p, int n) {
+    const __m512i wide = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(first_lanes(n), p));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
+}
 
 // x * 2^n for whole n: subnormal, zero and infinite results as IEEE has them.
 inline vf scale_by_power(vf x, vf n) { return _mm512_scalef_ps(x, n); }
@@ -119,6 +123,11 @@ inline void store_half_first(uint16_t* p, vf a, int n) {
 inline vf load_bfloat(const uint16_t* p) {
     const __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
     return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
+}
+inline vf load_bfloat_first(const uint16_t* p, int n) {
+    alignas(16) uint16_t buffer[LANES] = {};
+    for (int i = 0; i < n; ++i) buffer[i] = p[i];
+    return load_bfloat(buffer);
 }
 
 // In two steps, as 2^n alone may leave the range of floats when the result does not. |n| <= 252.

@@ -1,0 +1,54 @@
+// The narrow interface between the forward pass and a device: a dozen coarse ops, each leaving room for fusion behind
+// it. Activations are float, rows contiguous; shapes are in the comments, slowest dimension first.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "backend/views.h"
+#include "base/buffer.h"
+
+namespace fasa {
+
+// The largest shapes that the ops of a context will see; all workspace follows from them.
+struct OpsLimits {
+    int n_batch;                        // rows in one call
+    int64_t n_in_max;                   // values in an input row of `linear`
+    int n_head, n_head_kv, head_dim;
+    int n_ctx;
+};
+
+// Ops on one device with their workspace, taken once. Used by one thread at a time.
+class Ops {
+   public:
+    virtual ~Ops() = default;
+
+    // x[i] = row token[i] of w. x [n][n_embd]
+    virtual void embed(float* x, const WeightView& w, const int32_t* token, int n) = 0;
+    // y = x / rms(x) * weight over rows of dim values. y may be x.
+    virtual void rms_norm(float* y, const float* x, const float* weight, int64_t n_rows, int dim, float eps) = 0;
+    // Products that share the input x [n][n_in]: y = x wᵀ (+ bias) (+ y).
+    virtual void linear(const LinearOut* out, int n_products, const float* x, int n) = 0;
+    // Rotates q [n][n_head][head_dim] in place, and k [n][n_head_kv][head_dim] into the cache with v (same shape).
+    virtual void rope_store(float* q, const float* k, const float* v, int n_head, const RopeView& rope, const KvView& kv,
+                            Rows rows) = 0;
+    // Causal attention of rotated q over everything cached up to each row's position. y, q [n][n_head][head_dim]
+    virtual void attend_dense(float* y, const float* q, int n_head, float scale, const KvView& kv, Rows rows) = 0;
+    // gate = silu(gate) * up, n values
+    virtual void glu(float* gate, const float* up, int64_t n) = 0;
+};
+
+class Device {
+   public:
+    virtual ~Device() = default;
+    virtual std::string name() const = 0;  // "cpu (avx512, 8 threads)"
+    virtual int n_threads() const = 0;
+    virtual std::unique_ptr<Ops> make_ops(const OpsLimits& limits) const = 0;
+    // Bytes that make_ops takes.
+    virtual size_t ops_bytes(const OpsLimits& limits) const = 0;
+};
+
+std::unique_ptr<Device> make_cpu_device(int n_threads);
+
+}  // namespace fasa

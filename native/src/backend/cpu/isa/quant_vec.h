@@ -1,0 +1,212 @@
+// Quantised blocks as vectors of 32 bytes and vectors of scales, for products along a row. A format is seen as
+// value = scale * q + offset per group of 16 or 32 values, where q is a byte: unsigned and at most 127, or signed.
+#pragma once
+
+#include "backend/cpu/isa/simd.h"
+#include "backend/cpu/quant.h"
+
+namespace fasa::cpu::FASA_ISA {
+
+inline __m256i load_bytes(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
+inline __m128i load_half_bytes(const void* p) { return _mm_loadu_si128(static_cast<const __m128i*>(p)); }
+inline uint32_t load_u32(const void* p) {
+    uint32_t x;
+    __builtin_memcpy(&x, p, sizeof(x));
+    return x;
+}
+inline float half(uint16_t bits) { return _cvtsh_ss(bits); }
+
+// Eight sums of four products each; u <= 127, so that no sum of two products leaves 16 bits.
+inline __m256i dot_unsigned(__m256i u, __m256i a) {
+#if defined(__AVX512VNNI__)
+    return _mm256_dpbusd_epi32(_mm256_setzero_si256(), u, a);
+#else
+    return _mm256_madd_epi16(_mm256_maddubs_epi16(u, a), _mm256_set1_epi16(1));
+#endif
+}
+// The same for signed q >= -128 and a >= -127, as |q| * (a with the sign of q).
+inline __m256i dot_signed(__m256i q, __m256i a) { return dot_unsigned(_mm256_abs_epi8(q), _mm256_sign_epi8(a, q)); }
+
+// 16 bytes as 32 nibbles: the low ones first.
+inline __m256i nibbles(const uint8_t* p) {
+    const __m128i bytes = load_half_bytes(p);
+    return _mm256_and_si256(_mm256_set_m128i(_mm_srli_epi16(bytes, 4), bytes), _mm256_set1_epi8(15));
+}
+// Bits SHIFT and up of each byte, masked; a negative SHIFT moves to the left.
+template <int SHIFT>
+inline __m256i shifted(__m256i bytes, int mask) {
+    const __m256i m = _mm256_set1_epi8(static_cast<char>(mask));
+    if constexpr (SHIFT >= 0) return _mm256_and_si256(_mm256_srli_epi16(bytes, SHIFT), m);
+    else return _mm256_and_si256(_mm256_slli_epi16(bytes, -SHIFT), m);
+}
+// 16 in every byte whose bit is set in 32 bits.
+inline __m256i fifth_bits(const uint8_t* qh) {
+    const __m256i spread = _mm256_shuffle_epi8(
+        _mm256_set1_epi32(static_cast<int>(load_u32(qh))),
+        _mm256_setr_epi8(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 2, 2, 3, 3, 3, 3, 3, 3, 3, 3));
+    const __m256i bit = _mm256_set1_epi64x(static_cast<long long>(0x8040201008040201ull));
+    return _mm256_and_si256(_mm256_cmpeq_epi8(_mm256_and_si256(spread, bit), bit), _mm256_set1_epi8(16));
+}
+inline __m256i iq4_values(__m256i index) {
+    return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(load_half_bytes(IQ4_VALUES)), index);
+}
+inline __m256i minus(__m256i bytes, int x) { return _mm256_sub_epi8(bytes, _mm256_set1_epi8(static_cast<char>(x))); }
+
+// Simple formats: `bytes` of the block's 32 values, `scale`, and `offset` where the format has one.
+template <class Block>
+struct Simple;
+
+template <>
+struct Simple<BlockQ4_0> {
+    static constexpr bool is_signed = true, has_offset = false;
+    static __m256i bytes(const BlockQ4_0& b) { return minus(nibbles(b.qs), 8); }
+};
+template <>
+struct Simple<BlockQ4_1> {
+    static constexpr bool is_signed = false, has_offset = true;
+    static __m256i bytes(const BlockQ4_1& b) { return nibbles(b.qs); }
+};
+template <>
+struct Simple<BlockQ5_0> {
+    static constexpr bool is_signed = true, has_offset = false;
+    static __m256i bytes(const BlockQ5_0& b) { return minus(_mm256_or_si256(nibbles(b.qs), fifth_bits(b.qh)), 16); }
+};
+template <>
+struct Simple<BlockQ5_1> {
+    static constexpr bool is_signed = false, has_offset = true;
+    static __m256i bytes(const BlockQ5_1& b) { return _mm256_or_si256(nibbles(b.qs), fifth_bits(b.qh)); }
+};
+template <>
+struct Simple<BlockQ8_0> {
+    static constexpr bool is_signed = true, has_offset = false;
+    static __m256i bytes(const BlockQ8_0& b) { return load_bytes(b.qs); }
+};
+template <>
+struct Simple<BlockIQ4_NL> {
+    static constexpr bool is_signed = true, has_offset = false;
+    static __m256i bytes(const BlockIQ4_NL& b) { return iq4_values(nibbles(b.qs)); }
+};
+
+// Super-blocks: `bytes<I>` are values 32 I to 32 I + 31; `scales` gives scale and offset of each group, eight a vector.
+template <class Block>
+struct Super;
+
+// Eight small unsigned or signed bytes as floats.
+inline __m256 floats_u8(__m128i bytes) { return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(bytes)); }
+inline __m256 floats_s8(__m128i bytes) { return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes)); }
+inline __m256 times(float x, __m256 v) { return _mm256_mul_ps(_mm256_set1_ps(x), v); }
+
+// The 6-bit scales and mins of Q4_K and Q5_K.
+template <class Block>
+inline void scales_k45(const Block& b, __m256* scale, __m256* offset) {
+    const uint32_t low = load_u32(b.scales), mid = load_u32(b.scales + 4), high = load_u32(b.scales + 8);
+    const uint32_t s0 = low & 0x3f3f3f3f, s1 = (high & 0x0f0f0f0f) | ((low >> 2) & 0x30303030);
+    const uint32_t m0 = mid & 0x3f3f3f3f, m1 = ((high >> 4) & 0x0f0f0f0f) | ((mid >> 2) & 0x30303030);
+    scale[0] = times(half(b.d), floats_u8(_mm_set_epi32(0, 0, static_cast<int>(s1), static_cast<int>(s0))));
+    offset[0] = times(-half(b.dmin), floats_u8(_mm_set_epi32(0, 0, static_cast<int>(m1), static_cast<int>(m0))));
+}
+
+template <>
+struct Super<BlockQ4_K> {
+    static constexpr int group = 32;
+    static constexpr bool is_signed = false, has_offset = true;
+    static void scales(const BlockQ4_K& b, __m256* scale, __m256* offset) { scales_k45(b, scale, offset); }
+    template <int I>
+    static __m256i bytes(const BlockQ4_K& b) {
+        return shifted<I % 2 * 4>(load_bytes(b.qs + I / 2 * 32), 15);
+    }
+};
+
+template <>
+struct Super<BlockQ5_K> {
+    static constexpr int group = 32;
+    static constexpr bool is_signed = false, has_offset = true;
+    static void scales(const BlockQ5_K& b, __m256* scale, __m256* offset) { scales_k45(b, scale, offset); }
+    template <int I>
+    static __m256i bytes(const BlockQ5_K& b) {
+        return _mm256_or_si256(shifted<I % 2 * 4>(load_bytes(b.qs + I / 2 * 32), 15),
+                               shifted<I - 4>(load_bytes(b.qh), 16));
+    }
+};
+
+template <>
+struct Super<BlockQ6_K> {
+    static constexpr int group = 16;
+    static constexpr bool is_signed = false, has_offset = true;
+    static void scales(const BlockQ6_K& b, __m256* scale, __m256* offset) {
+        const __m128i s = load_half_bytes(b.scales);
+        scale[0] = times(half(b.d), floats_s8(s));
+        scale[1] = times(half(b.d), floats_s8(_mm_srli_si128(s, 8)));
+        offset[0] = times(-32.0f, scale[0]);
+        offset[1] = times(-32.0f, scale[1]);
+    }
+    template <int I>
+    static __m256i bytes(const BlockQ6_K& b) {
+        return _mm256_or_si256(shifted<I % 4 / 2 * 4>(load_bytes(b.ql + I / 4 * 64 + I % 2 * 32), 15),
+                               shifted<I % 4 * 2 - 4>(load_bytes(b.qh + I / 4 * 32), 0x30));
+    }
+};
+
+template <>
+struct Super<BlockQ2_K> {
+    static constexpr int group = 16;
+    static constexpr bool is_signed = false, has_offset = true;
+    static void scales(const BlockQ2_K& b, __m256* scale, __m256* offset) {
+        const __m128i packed = load_half_bytes(b.scales), mask = _mm_set1_epi8(15);
+        const __m128i s = _mm_and_si128(packed, mask), m = _mm_and_si128(_mm_srli_epi16(packed, 4), mask);
+        scale[0] = times(half(b.d), floats_u8(s));
+        scale[1] = times(half(b.d), floats_u8(_mm_srli_si128(s, 8)));
+        offset[0] = times(-half(b.dmin), floats_u8(m));
+        offset[1] = times(-half(b.dmin), floats_u8(_mm_srli_si128(m, 8)));
+    }
+    template <int I>
+    static __m256i bytes(const BlockQ2_K& b) {
+        return shifted<I % 4 * 2>(load_bytes(b.qs + I / 4 * 32), 3);
+    }
+};
+
+template <>
+struct Super<BlockQ3_K> {
+    static constexpr int group = 16;
+    static constexpr bool is_signed = false, has_offset = true;
+    static void scales(const BlockQ3_K& b, __m256* scale, __m256* offset) {
+        const uint32_t l0 = load_u32(b.scales), l1 = load_u32(b.scales + 4), high = load_u32(b.scales + 8);
+        const __m128i low = _mm_set_epi32(static_cast<int>(l1 >> 4), static_cast<int>(l0 >> 4), static_cast<int>(l1),
+                                          static_cast<int>(l0));
+        const __m128i bits = _mm_set_epi32(static_cast<int>(high >> 2), static_cast<int>(high),
+                                           static_cast<int>(high << 2), static_cast<int>(high << 4));
+        const __m128i s = _mm_sub_epi8(_mm_or_si128(_mm_and_si128(low, _mm_set1_epi8(15)),
+                                                    _mm_and_si128(bits, _mm_set1_epi8(0x30))),
+                                       _mm_set1_epi8(32));
+        scale[0] = times(half(b.d), floats_s8(s));
+        scale[1] = times(half(b.d), floats_s8(_mm_srli_si128(s, 8)));
+        offset[0] = times(-4.0f, scale[0]);
+        offset[1] = times(-4.0f, scale[1]);
+    }
+    template <int I>
+    static __m256i bytes(const BlockQ3_K& b) {
+        return _mm256_or_si256(shifted<I % 4 * 2>(load_bytes(b.qs + I / 4 * 32), 3),
+                               shifted<I - 2>(load_bytes(b.hmask), 4));
+    }
+};
+
+template <>
+struct Super<BlockIQ4_XS> {
+    static constexpr int group = 32;
+    static constexpr bool is_signed = true, has_offset = false;
+    static void scales(const BlockIQ4_XS& b, __m256* scale, __m256*) {
+        const __m256i low = _mm256_srlv_epi32(_mm256_set1_epi32(static_cast<int>(load_u32(b.scales_l))),
+                                              _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28));
+        const __m256i high = _mm256_srlv_epi32(_mm256_set1_epi32(b.scales_h << 4),
+                                               _mm256_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14));
+        const __m256i s = _mm256_or_si256(_mm256_and_si256(low, _mm256_set1_epi32(15)),
+                                          _mm256_and_si256(high, _mm256_set1_epi32(0x30)));
+        scale[0] = times(half(b.d), _mm256_cvtepi32_ps(_mm256_sub_epi32(s, _mm256_set1_epi32(32))));
+    }
+    template <int I>
+    static __m256i bytes(const BlockIQ4_XS& b) {
+        return iq4_values(nibbles(b.qs + I * 16));
+    }
+};
+
+}  // namespace fasa::cpu::FASA_ISA

@@ -1,0 +1,80 @@
+// fasa.h: model.
+#include "capi/guard.h"
+#include "capi/handles.h"
+
+using namespace fasa;
+
+namespace {
+
+std::unique_ptr<Device> make_device(const fasa_model_params& params) {
+    if (params.n_threads < 0 || params.n_threads > 4096) {
+        fail(FASA_ERROR_ARGUMENT, "n_threads is %d, expected 0 (all usable cores) to 4096", params.n_threads);
+    }
+    switch (params.device) {
+        case FASA_DEVICE_AUTO:
+        case FASA_DEVICE_CPU: return make_cpu_device(params.n_threads);
+        case FASA_DEVICE_CUDA: fail(FASA_ERROR_UNSUPPORTED, "this build has no CUDA backend (%s)", FASA_CUDA_REASON);
+    }
+    fail(FASA_ERROR_ARGUMENT, "unknown device kind %d", static_cast<int>(params.device));
+}
+
+const char* scaling_name(const Model& model) {
+    switch (model.h.rope_scaling) {
+        case RopeScaling::linear: return "linear";
+        case RopeScaling::yarn: return "yarn";
+        case RopeScaling::none: break;
+    }
+    return model.rope_freqs ? "freqs" : "none";
+}
+
+}  // namespace
+
+extern "C" {
+
+void fasa_model_params_default(fasa_model_params* out) {
+    if (out) *out = {};
+}
+
+fasa_status fasa_model_load(fasa_model** out, const fasa_gguf* file, const fasa_model_params* params) {
+    return guard([&] {
+        require(out, "out");
+        require(file, "file");
+        *out = nullptr;
+        const fasa_model_params p = params ? *params : fasa_model_params{};
+        auto handle = std::make_unique<fasa_model>();
+        handle->model = load_model(file->file, make_device(p), [&](float fraction) {
+            return !p.progress || p.progress(fraction, p.progress_user);
+        });
+        handle->device_name = handle->model->device->name();
+        *out = handle.release();
+    });
+}
+
+void fasa_model_free(fasa_model* model) { delete model; }
+
+void fasa_model_info_get(fasa_model_info* out, const fasa_model* handle) {
+    if (!out || !handle) return;
+    const Model& model = *handle->model;
+    const Hparams& h = model.h;
+    *out = {};
+    out->arch = h.arch->name;
+    out->device = handle->device_name.c_str();
+    out->n_layer = h.n_layer;
+    out->n_head = h.n_head;
+    out->n_head_kv = h.n_head_kv;
+    out->head_dim = h.head_dim;
+    out->n_rot = h.n_rot;
+    out->n_embd = h.n_embd;
+    out->n_ff = h.n_ff;
+    out->n_vocab = h.n_vocab;
+    out->n_ctx_train = h.n_ctx_train;
+    out->rope_freq_base = h.rope_freq_base;
+    out->rope_layout = h.arch->rope_layout == RopeLayout::interleaved ? "interleaved" : "half_split";
+    out->rope_scaling = scaling_name(model);
+    out->n_threads = model.device->n_threads();
+    out->n_params = model.n_params;
+    out->n_bytes = model.n_bytes;
+    out->fingerprint = model.fingerprint;
+}
+
+}  // extern "C"

@@ -1,0 +1,34 @@
+// The forward pass: one function, all architectures, all backends.
+#pragma once
+
+#include "kv/store.h"
+#include "model/model.h"
+
+namespace fasa {
+
+// Activations of a batch, taken once. n is the batch size.
+struct Activations {
+    float *x, *normed;           // [n][n_embd]
+    float *q, *attended;         // [n][n_head][head_dim]
+    float *k, *v;                // [n][n_head_kv][head_dim]
+    float *gate, *up;            // [n][n_ff]
+    float *cos, *sin;            // [n][n_rot / 2]
+
+    static Activations take(Arena& arena, const Hparams& h, int n);
+};
+
+// Asked between ops; throws to stop the work.
+class Poll {
+   public:
+    virtual ~Poll() = default;
+    virtual void operator()() = 0;
+};
+
+// Runs rows.n tokens through all layers; a.x holds the final hidden states afterwards, not yet normed.
+void forward(const Model& model, Ops& ops, const KvStore& kv, const Activations& a, Rows rows, const int32_t* tokens,
+             Poll& poll);
+
+// Logits [n][n_vocab] of n consecutive rows of a.x, starting at row.
+void output_logits(const Model& model, Ops& ops, const Activations& a, int32_t row, int32_t n, float* logits);
+
+}  // namespace fasa

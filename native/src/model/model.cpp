@@ -1,0 +1,155 @@
+#include "model/model.h"
+
+#include <algorithm>
+#include <cmath>
+#include <string>
+
+#include "backend/cpu/quant.h"
+#include "base/error.h"
+#include "base/hash.h"
+
+namespace fasa {
+namespace {
+
+class Loader {
+   public:
+    explicit Loader(const gguf::File& file) : file_(file) {}
+
+    WeightView matrix(const std::string& name, int64_t n_in, int64_t n_out) {
+        const gguf::Tensor& t = file_.tensor(name);
+        if (t.n_dims > 2 || t.dims[0] != n_in || t.dims[1] != n_out) {
+            fail(FASA_ERROR_FORMAT, "%s: tensor \"%s\" has shape [%lld, %lld%s], expected [%lld, %lld]",
+                 file_.path().c_str(), name.c_str(), static_cast<long long>(t.dims[0]), static_cast<long long>(t.dims[1]),
+                 t.n_dims > 2 ? ", ..." : "", static_cast<long long>(n_in), static_cast<long long>(n_out));
+        }
+        count(t, n_in * n_out);
+        return {t.dtype, t.data, n_in, n_out, dtype_row_bytes(t.dtype, n_in)};
+    }
+
+    std::vector<float> vector(const std::string& name, int64_t n) {
+        const gguf::Tensor& t = file_.tensor(name);
+        if (t.n_dims != 1 || t.dims[0] != n) {
+            fail(FASA_ERROR_FORMAT, "%s: tensor \"%s\" has %d dims and %lld values in a row, expected one dim of %lld",
+                 file_.path().c_str(), name.c_str(), t.n_dims, static_cast<long long>(t.dims[0]),
+                 static_cast<long long>(n));
+        }
+        count(t, n);
+        std::vector<float> values(static_cast<size_t>(n));
+        cpu::dequantize_row(t.dtype, t.data, values.data(), n);
+        return values;
+    }
+
+    std::vector<float> optional_vector(const std::string& name, int64_t n) {
+        return file_.find_tensor(name) ? vector(name, n) : std::vector<float>{};
+    }
+
+    Projection projection(const std::string& prefix, int64_t n_in, int64_t n_out, bool needs_bias = false) {
+        Projection p{matrix(prefix + ".weight", n_in, n_out), {}};
+        p.bias = needs_bias ? vector(prefix + ".bias", n_out) : optional_vector(prefix + ".bias", n_out);
+        return p;
+    }
+
+    uint64_t n_params() const { return n_params_; }
+    uint64_t n_bytes() const { return n_bytes_; }
+    uint64_t fingerprint() const { return hash_.digest(); }
+
+   private:
+    // Every tensor's name, type, shape and its first and last bytes go into the fingerprint: enough to tell models and
+    // quantisations apart without reading gigabytes.
+    void count(const gguf::Tensor& t, int64_t n) {
+        n_params_ += static_cast<uint64_t>(n);
+        n_bytes_ += t.n_bytes;
+        hash_.update(t.name.data(), t.name.size());
+        const uint32_t dtype = t.dtype;
+        hash_.update(&dtype, sizeof dtype);
+        hash_.update(t.dims, sizeof t.dims);
+        const size_t sample = std::min<size_t>(t.n_bytes, 1024);
+        const auto* bytes = static_cast<const uint8_t*>(t.data);
+        hash_.update(bytes, sample);
+        hash_.update(bytes + t.n_bytes - sample, sample);
+    }
+
+    const gguf::File& file_;
+    uint64_t n_params_ = 0, n_bytes_ = 0;
+    Hash64 hash_;
+};
+
+Layer load_layer(Loader& load, const Hparams& h, int32_t i) {
+    const std::string blk = "blk." + std::to_string(i) + ".";
+    const int64_t n_q = static_cast<int64_t>(h.n_head) * h.head_dim, n_kv = static_cast<int64_t>(h.n_head_kv) * h.head_dim;
+    Layer l;
+    l.attn_norm = load.vector(blk + "attn_norm.weight", h.n_embd);
+    l.attn_q = load.projection(blk + "attn_q", h.n_embd, n_q, h.arch->qkv_bias);
+    l.attn_k = load.projection(blk + "attn_k", h.n_embd, n_kv, h.arch->qkv_bias);
+    l.attn_v = load.projection(blk + "attn_v", h.n_embd, n_kv, h.arch->qkv_bias);
+    l.attn_output = load.projection(blk + "attn_output", n_q, h.n_embd);
+    if (h.arch->qk_norm) {
+        l.attn_q_norm = load.vector(blk + "attn_q_norm.weight", h.head_dim);
+        l.attn_k_norm = load.vector(blk + "attn_k_norm.weight", h.head_dim);
+    }
+    l.ffn_norm = load.vector(blk + "ffn_norm.weight", h.n_embd);
+    l.ffn_gate = load.projection(blk + "ffn_gate", h.n_embd, h.n_ff);
+    l.ffn_up = load.projection(blk + "ffn_up", h.n_embd, h.n_ff);
+    l.ffn_down = load.projection(blk + "ffn_down", h.n_ff, h.n_embd);
+    return l;
+}
+
+std::vector<float> load_rope_freqs(Loader& load, const gguf::File& file, const Hparams& h) {
+    std::vector<float> factors = load.optional_vector("rope_freqs.weight", h.n_rot / 2);
+    for (const float f : factors) {
+        if (!(f > 0) || !std::isfinite(f)) {
+            fail(FASA_ERROR_FORMAT, "%s: tensor \"rope_freqs.weight\" holds %g, expected positive factors",
+                 file.path().c_str(), static_cast<double>(f));
+        }
+    }
+    return factors;
+}
+
+uint64_t settings_hash(const Hparams& h, uint64_t weights) {
+    Hash64 hash;
+    const double settings[] = {double(h.n_head), double(h.n_head_kv), double(h.head_dim), double(h.n_rot),
+                               h.norm_eps, h.rope_freq_base, double(h.rope_scaling), h.rope_factor,
+                               double(h.rope_ctx_orig), h.rope_attn_factor, h.yarn_ext_factor, h.yarn_beta_fast,
+                               h.yarn_beta_slow};
+    hash.update(h.arch->name, std::char_traits<char>::length(h.arch->name));
+    hash.update(settings, sizeof settings);
+    hash.update(&weights, sizeof weights);
+    return hash.digest();
+}
+
+}  // namespace
+
+uint64_t Model::pass_bytes() const {
+    return n_bytes - (token_embd.data == output.data ? 0 : token_embd.n_bytes());
+}
+
+std::shared_ptr<const Model> load_model(std::shared_ptr<const gguf::File> file, std::unique_ptr<Device> device,
+                                        const std::function<bool(float)>& progress) {
+    auto model = std::make_shared<Model>();
+    model->file = std::move(file);
+    model->device = std::move(device);
+    model->h = read_hparams(*model->file);
+    const Hparams& h = model->h;
+
+    Loader load(*model->file);
+    model->token_embd = load.matrix("token_embd.weight", h.n_embd, h.n_vocab);
+    for (int32_t i = 0; i < h.n_layer; ++i) {
+        if (!progress(static_cast<float>(i) / static_cast<float>(h.n_layer))) {
+            fail(FASA_ERROR_CANCELLED, "loading was cancelled");
+        }
+        model->layers.push_back(load_layer(load, h, i));
+    }
+    model->output_norm = load.vector("output_norm.weight", h.n_embd);
+    model->output = model->file->find_tensor("output.weight") ? load.matrix("output.weight", h.n_embd, h.n_vocab)
+                                                              : model->token_embd;
+    const std::vector<float> factors = load_rope_freqs(load, *model->file, h);
+    model->rope_freqs = !factors.empty();
+    model->rope = make_rope(h, factors.empty() ? nullptr : factors.data());
+    model->n_params = load.n_params();
+    model->n_bytes = load.n_bytes();
+    model->fingerprint = settings_hash(h, load.fingerprint());
+    progress(1.0f);
+    return model;
+}
+
+}  // namespace fasa

@@ -1,0 +1,53 @@
+// The weights of a model, by their GGUF names, and everything derived from them once.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <vector>
+
+#include "backend/backend.h"
+#include "gguf/file.h"
+#include "model/hparams.h"
+#include "model/rope.h"
+
+namespace fasa {
+
+// A matrix with its optional bias.
+struct Projection {
+    WeightView w;
+    std::vector<float> bias;  // [n_out] or empty
+
+    LinearOut into(float* y, bool add = false) const { return {w, bias.empty() ? nullptr : bias.data(), y, add}; }
+};
+
+struct Layer {
+    std::vector<float> attn_norm, ffn_norm;      // [n_embd]
+    std::vector<float> attn_q_norm, attn_k_norm; // [head_dim] or empty
+    Projection attn_q, attn_k, attn_v, attn_output;
+    Projection ffn_gate, ffn_up, ffn_down;
+};
+
+struct Model {
+    std::shared_ptr<const gguf::File> file;  // the weights are views of its mapping
+    std::unique_ptr<Device> device;
+    Hparams h;
+    Rope rope;
+    bool rope_freqs = false;       // the file carries frequency factors
+    WeightView token_embd;         // [n_vocab][n_embd]
+    WeightView output;             // [n_vocab][n_embd]; token_embd when tied
+    std::vector<float> output_norm;
+    std::vector<Layer> layers;
+    uint64_t n_params = 0, n_bytes = 0;
+    uint64_t fingerprint = 0;      // of shapes, settings and sampled weight bytes: refuses another model's state
+
+    int32_t n_embd_q() const { return h.n_head * h.head_dim; }
+    int32_t n_embd_kv() const { return h.n_head_kv * h.head_dim; }
+    // Weight bytes that one token's pass reads.
+    uint64_t pass_bytes() const;
+};
+
+// progress(fraction) returns false to cancel. Throws FORMAT for a missing tensor or a wrong shape.
+std::shared_ptr<const Model> load_model(std::shared_ptr<const gguf::File> file, std::unique_ptr<Device> device,
+                                        const std::function<bool(float)>& progress);
+
+}  // namespace fasa

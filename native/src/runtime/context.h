@@ -1,0 +1,66 @@
+// A context: sequences of tokens with their KV cache, and the work of a decode call.
+#pragma once
+
+#include <atomic>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "kv/store.h"
+#include "model/forward.h"
+#include "model/model.h"
+
+namespace fasa {
+
+class Context {
+   public:
+    using Progress = std::function<bool(float)>;
+
+    // Takes all memory that the context will ever use. Throws MEMORY, with what would fit, when the plan does not.
+    Context(std::shared_ptr<const Model> model, const fasa_context_params& params);
+    ~Context();
+
+    // See fasa_decode and fasa_score.
+    void decode(int32_t seq, std::span<const int32_t> tokens, const Progress& progress);
+    void score(float* logprob, int32_t seq, std::span<const int32_t> tokens, const Progress& progress);
+    const float* logits() const { return logits_; }
+
+    std::span<const int32_t> tokens(int32_t seq) const;
+    void truncate(int32_t seq, int32_t n_tokens);
+    void copy(int32_t dst, int32_t src, int32_t n_tokens);
+    void save(int32_t seq, const std::string& path) const;
+    void load(int32_t seq, const std::string& path);
+
+    void cancel() { cancelled_ = true; }
+    void set_abort(fasa_abort_fn fn, void* user);
+    const fasa_plan& plan() const { return plan_; }
+    fasa_stats stats;
+
+   private:
+    class CancelPoll;
+
+    void check_seq(int32_t seq) const;
+    void check_tokens(int32_t seq, std::span<const int32_t> tokens) const;
+    // Runs one batch and appends it to its sequence. The hidden states stay in activations_.x.
+    void run_batch(int32_t seq, std::span<const int32_t> tokens);
+    template <class AfterBatch>
+    void run(int32_t seq, std::span<const int32_t> tokens, const Progress& progress, AfterBatch&& after_batch);
+
+    std::shared_ptr<const Model> model_;
+    fasa_context_params params_;
+    fasa_plan plan_;
+    KvStore kv_;
+    Buffer memory_;
+    std::unique_ptr<Ops> ops_;
+    Activations activations_;
+    float* logits_;              // [n_score_rows][n_vocab]; row 0 is what logits() shows
+    int32_t* history_;           // [n_seq][n_ctx]
+    std::vector<int32_t> length_;  // [n_seq]
+    int32_t logits_seq_ = -1;    // whose last token the logits follow; -1: none
+    std::atomic<bool> cancelled_ = false;
+    std::unique_ptr<CancelPoll> poll_;
+};
+
+}  // namespace fasa

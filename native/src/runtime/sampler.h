@@ -1,0 +1,47 @@
+// Logits to a token: bias, penalties, then top-k, top-p, min-p and temperature, in the order of llama.cpp.
+#pragma once
+
+#include <cstdint>
+#include <random>
+#include <span>
+#include <utility>
+#include <vector>
+
+#include "fasa.h"
+
+namespace fasa {
+
+class Sampler {
+   public:
+    // Throws ARGUMENT for values out of range.
+    explicit Sampler(const fasa_sampler_params& params);
+
+    // logits [n_vocab]; previous: prompt and generated tokens. Ties go to the lower id; the same seed and calls give
+    // the same tokens. Throws ERROR when no token can be chosen.
+    int32_t sample(std::span<const float> logits, std::span<const int32_t> previous);
+
+   private:
+    struct Candidate {
+        float logit;
+        int32_t id;
+    };
+
+    void load(std::span<const float> logits);
+    void apply_bias();
+    void apply_penalties(std::span<const int32_t> previous);
+    void require_finite() const;
+    int32_t greedy() const;
+    void keep_top_k();
+    void keep_top_p();
+    void keep_min_p();
+    int32_t draw();
+
+    fasa_sampler_params params_;
+    std::vector<std::pair<int32_t, float>> bias_;
+    std::mt19937_64 random_;
+    std::vector<Candidate> candidates_;
+    std::vector<int32_t> count_;  // [n_vocab], zero between calls
+    std::vector<double> weight_;
+};
+
+}  // namespace fasa
