@@ -1,0 +1,44 @@
+// fasa_tests              run all tests
+// fasa_tests --list       print their names
+// fasa_tests NAME...      run these
+#include <cstring>
+
+#include "check.h"
+
+namespace {
+
+bool chosen(const char* name, int argc, char** argv) {
+    for (int i = 1; i < argc; ++i) {
+        if (std::strcmp(name, argv[i]) == 0) return true;
+    }
+    return argc == 1;
+}
+
+bool passes(const check::Test& test) {
+    const int before = check::failures;
+    try {
+        test.body();
+    } catch (const std::exception& error) {
+        check::report(false, test.name, 0, std::string("threw ") + error.what());
+    }
+    return check::failures == before;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+    if (argc == 2 && std::strcmp(argv[1], "--list") == 0) {
+        for (const check::Test& test : check::tests()) std::printf("%s\n", test.name);
+        return 0;
+    }
+    int n_run = 0, n_failed = 0;
+    for (const check::Test& test : check::tests()) {
+        if (!chosen(test.name, argc, argv)) continue;
+        const bool ok = passes(test);
+        std::printf("%s %s\n", ok ? "ok  " : "FAIL", test.name);
+        ++n_run;
+        n_failed += !ok;
+    }
+    std::printf("%d tests, %d failed\n", n_run, n_failed);
+    return n_failed == 0 && n_run > 0 ? 0 : 1;
+}
