@@ -11,15 +11,15 @@ namespace fasa::cpu {
 
 namespace {
 
-constexpr int CHUNKS_PER_THREAD = 8;      // enough to even out threads that are held up
-constexpr int64_t QUANTIZE_PART = 8192;   // values; a multiple of 32, and enough that one token is not worth two threads
+constexpr int CHUNKS_PER_THREAD = 8;     // enough to even out threads that are held up
+constexpr int64_t QUANTIZE_PART = 8192;  // values; a multiple of 32, and enough that one token is not worth two threads
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Everything that run() needs, laid out in one buffer.
 struct Scratch {
     Activations a;
-    uint8_t* tiles;      // [n_threads][tile_bytes]
+    uint8_t* tiles;  // [n_threads][tile_bytes]
     size_t tile_bytes;
 
     Scratch(Arena& arena, const LinearKernels& kernels, int n_threads, int n_max, int64_t n_in_max) {
@@ -35,10 +35,13 @@ struct Scratch {
 const LinearKernels& linear_kernels() {
     switch (cpu_info().isa) {
 #if FASA_X86
-        case Isa::avx512: return avx512::linear_kernels();
-        case Isa::avx2: return avx2::linear_kernels();
+        case Isa::avx512:
+            return avx512::linear_kernels();
+        case Isa::avx2:
+            return avx2::linear_kernels();
 #endif
-        default: return scalar::linear_kernels();
+        default:
+            return scalar::linear_kernels();
     }
 }
 

@@ -49,10 +49,14 @@ void rows(const LinearJob& job, int64_t begin, int64_t end) {
 
 void vec_float(const LinearJob& job, int64_t begin, int64_t end) {
     switch (job.out.w.dtype) {
-        case FASA_DTYPE_F32: return rows<F32>(job, begin, end);
-        case FASA_DTYPE_F16: return rows<F16>(job, begin, end);
-        case FASA_DTYPE_BF16: return rows<Bf16>(job, begin, end);
-        default: return;
+        case FASA_DTYPE_F32:
+            return rows<F32>(job, begin, end);
+        case FASA_DTYPE_F16:
+            return rows<F16>(job, begin, end);
+        case FASA_DTYPE_BF16:
+            return rows<Bf16>(job, begin, end);
+        default:
+            return;
     }
 }
 

@@ -46,8 +46,8 @@ struct SuperRow {
     static __m256 spread(const __m256* scale) {
         if constexpr (group == 32) return _mm256_permutevar8x32_ps(scale[0], _mm256_set1_epi32(I));
         constexpr int first = I % 4 * 2, second = first + 1;
-        return _mm256_permutevar8x32_ps(
-            scale[I / 4 % n_vectors], _mm256_setr_epi32(first, first, first, first, second, second, second, second));
+        return _mm256_permutevar8x32_ps(scale[I / 4 % n_vectors],
+                                        _mm256_setr_epi32(first, first, first, first, second, second, second, second));
     }
     template <int I>
     void add_run(const Block& block, const int8_t* a, const __m256* scale) {
@@ -60,7 +60,8 @@ struct SuperRow {
         Format::scales(block, scale, offset);
         if constexpr (Format::has_offset) {
             const float* sums = group == 32 ? a.s32 : a.s16;
-            for (int i = 0; i < n_vectors; ++i) acc[i] = _mm256_fmadd_ps(offset[i], _mm256_loadu_ps(sums + 8 * i), acc[i]);
+            for (int i = 0; i < n_vectors; ++i)
+                acc[i] = _mm256_fmadd_ps(offset[i], _mm256_loadu_ps(sums + 8 * i), acc[i]);
         }
         const __m256 d = _mm256_loadu_ps(a.d);
         if constexpr (group == 32) {
@@ -114,19 +115,32 @@ void rows(const LinearJob& job, int64_t begin, int64_t end) {
 
 void vec_quantized(const LinearJob& job, int64_t begin, int64_t end) {
     switch (job.out.w.dtype) {
-        case FASA_DTYPE_Q4_0: return rows<SimpleRow<BlockQ4_0>>(job, begin, end);
-        case FASA_DTYPE_Q4_1: return rows<SimpleRow<BlockQ4_1>>(job, begin, end);
-        case FASA_DTYPE_Q5_0: return rows<SimpleRow<BlockQ5_0>>(job, begin, end);
-        case FASA_DTYPE_Q5_1: return rows<SimpleRow<BlockQ5_1>>(job, begin, end);
-        case FASA_DTYPE_Q8_0: return rows<SimpleRow<BlockQ8_0>>(job, begin, end);
-        case FASA_DTYPE_IQ4_NL: return rows<SimpleRow<BlockIQ4_NL>>(job, begin, end);
-        case FASA_DTYPE_Q2_K: return rows<SuperRow<BlockQ2_K>>(job, begin, end);
-        case FASA_DTYPE_Q3_K: return rows<SuperRow<BlockQ3_K>>(job, begin, end);
-        case FASA_DTYPE_Q4_K: return rows<SuperRow<BlockQ4_K>>(job, begin, end);
-        case FASA_DTYPE_Q5_K: return rows<SuperRow<BlockQ5_K>>(job, begin, end);
-        case FASA_DTYPE_Q6_K: return rows<SuperRow<BlockQ6_K>>(job, begin, end);
-        case FASA_DTYPE_IQ4_XS: return rows<SuperRow<BlockIQ4_XS>>(job, begin, end);
-        default: return;
+        case FASA_DTYPE_Q4_0:
+            return rows<SimpleRow<BlockQ4_0>>(job, begin, end);
+        case FASA_DTYPE_Q4_1:
+            return rows<SimpleRow<BlockQ4_1>>(job, begin, end);
+        case FASA_DTYPE_Q5_0:
+            return rows<SimpleRow<BlockQ5_0>>(job, begin, end);
+        case FASA_DTYPE_Q5_1:
+            return rows<SimpleRow<BlockQ5_1>>(job, begin, end);
+        case FASA_DTYPE_Q8_0:
+            return rows<SimpleRow<BlockQ8_0>>(job, begin, end);
+        case FASA_DTYPE_IQ4_NL:
+            return rows<SimpleRow<BlockIQ4_NL>>(job, begin, end);
+        case FASA_DTYPE_Q2_K:
+            return rows<SuperRow<BlockQ2_K>>(job, begin, end);
+        case FASA_DTYPE_Q3_K:
+            return rows<SuperRow<BlockQ3_K>>(job, begin, end);
+        case FASA_DTYPE_Q4_K:
+            return rows<SuperRow<BlockQ4_K>>(job, begin, end);
+        case FASA_DTYPE_Q5_K:
+            return rows<SuperRow<BlockQ5_K>>(job, begin, end);
+        case FASA_DTYPE_Q6_K:
+            return rows<SuperRow<BlockQ6_K>>(job, begin, end);
+        case FASA_DTYPE_IQ4_XS:
+            return rows<SuperRow<BlockIQ4_XS>>(job, begin, end);
+        default:
+            return;
     }
 }
 

@@ -36,14 +36,16 @@ inline __m256i nibbles(const uint8_t* p) {
 template <int SHIFT>
 inline __m256i shifted(__m256i bytes, int mask) {
     const __m256i m = _mm256_set1_epi8(static_cast<char>(mask));
-    if constexpr (SHIFT >= 0) return _mm256_and_si256(_mm256_srli_epi16(bytes, SHIFT), m);
-    else return _mm256_and_si256(_mm256_slli_epi16(bytes, -SHIFT), m);
+    if constexpr (SHIFT >= 0)
+        return _mm256_and_si256(_mm256_srli_epi16(bytes, SHIFT), m);
+    else
+        return _mm256_and_si256(_mm256_slli_epi16(bytes, -SHIFT), m);
 }
 // 16 in every byte whose bit is set in 32 bits.
 inline __m256i fifth_bits(const uint8_t* qh) {
-    const __m256i spread = _mm256_shuffle_epi8(
-        _mm256_set1_epi32(static_cast<int>(load_u32(qh))),
-        _mm256_setr_epi8(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 2, 2, 3, 3, 3, 3, 3, 3, 3, 3));
+    const __m256i spread = _mm256_shuffle_epi8(_mm256_set1_epi32(static_cast<int>(load_u32(qh))),
+                                               _mm256_setr_epi8(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2,
+                                                                2, 2, 2, 2, 2, 3, 3, 3, 3, 3, 3, 3, 3));
     const __m256i bit = _mm256_set1_epi64x(static_cast<long long>(0x8040201008040201ull));
     return _mm256_and_si256(_mm256_cmpeq_epi8(_mm256_and_si256(spread, bit), bit), _mm256_set1_epi8(16));
 }
@@ -175,9 +177,9 @@ struct Super<BlockQ3_K> {
                                           static_cast<int>(l0));
         const __m128i bits = _mm_set_epi32(static_cast<int>(high >> 2), static_cast<int>(high),
                                            static_cast<int>(high << 2), static_cast<int>(high << 4));
-        const __m128i s = _mm_sub_epi8(_mm_or_si128(_mm_and_si128(low, _mm_set1_epi8(15)),
-                                                    _mm_and_si128(bits, _mm_set1_epi8(0x30))),
-                                       _mm_set1_epi8(32));
+        const __m128i s =
+            _mm_sub_epi8(_mm_or_si128(_mm_and_si128(low, _mm_set1_epi8(15)), _mm_and_si128(bits, _mm_set1_epi8(0x30))),
+                         _mm_set1_epi8(32));
         scale[0] = times(half(b.d), floats_s8(s));
         scale[1] = times(half(b.d), floats_s8(_mm_srli_si128(s, 8)));
         offset[0] = times(-4.0f, scale[0]);
@@ -197,8 +199,8 @@ struct Super<BlockIQ4_XS> {
     static void scales(const BlockIQ4_XS& b, __m256* scale, __m256*) {
         const __m256i low = _mm256_srlv_epi32(_mm256_set1_epi32(static_cast<int>(load_u32(b.scales_l))),
                                               _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28));
-        const __m256i high = _mm256_srlv_epi32(_mm256_set1_epi32(b.scales_h << 4),
-                                               _mm256_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14));
+        const __m256i high =
+            _mm256_srlv_epi32(_mm256_set1_epi32(b.scales_h << 4), _mm256_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14));
         const __m256i s = _mm256_or_si256(_mm256_and_si256(low, _mm256_set1_epi32(15)),
                                           _mm256_and_si256(high, _mm256_set1_epi32(0x30)));
         scale[0] = times(half(b.d), _mm256_cvtepi32_ps(_mm256_sub_epi32(s, _mm256_set1_epi32(32))));
