@@ -13,12 +13,20 @@ from typing import Any
 
 import cffi
 
-from .errors import ContextFullError, DeviceError, FasaError, FormatError, OutOfMemoryError, UnsupportedError
+from .errors import (
+    CancelledError,
+    ContextFullError,
+    DeviceError,
+    FasaError,
+    FormatError,
+    OutOfMemoryError,
+    UnsupportedError,
+)
 
 _LIBRARY_NAME = {"win32": "fasa.dll", "darwin": "libfasa.dylib"}.get(sys.platform, "libfasa.so")
 
 
-def _library_path() -> Path:
+def library_path() -> Path:
     """``FASA_LIBRARY`` if set (for development and sanitizer builds), else the one installed in the package."""
     override = os.environ.get("FASA_LIBRARY")
     return Path(override) if override else Path(__file__).with_name(_LIBRARY_NAME)
@@ -36,7 +44,7 @@ def _declarations() -> str:
 
 
 def _load() -> tuple[Any, Any]:
-    path = _library_path()
+    path = library_path()
     ffi = cffi.FFI()
     ffi.cdef(_declarations())
     try:
@@ -61,7 +69,7 @@ _EXCEPTIONS: dict[int, type[Exception]] = {
     lib.FASA_ERROR_MEMORY: OutOfMemoryError,
     lib.FASA_ERROR_DEVICE: DeviceError,
     lib.FASA_ERROR_CONTEXT_FULL: ContextFullError,
-    lib.FASA_ERROR_CANCELLED: KeyboardInterrupt,
+    lib.FASA_ERROR_CANCELLED: CancelledError,
 }
 
 

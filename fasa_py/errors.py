@@ -23,3 +23,7 @@ class ContextFullError(FasaError, ValueError):
 
 class DeviceError(FasaError, RuntimeError):
     """A device reported a failure."""
+
+
+class CancelledError(FasaError, RuntimeError):
+    """Another thread stopped the call with ``Llama.cancel()``."""

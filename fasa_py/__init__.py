@@ -1,0 +1,1 @@
+"""Text generation from GGUF models on one machine, for long contexts."""

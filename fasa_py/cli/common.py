@@ -1,0 +1,148 @@
+"""Arguments that several subcommands share, and what they mean."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterable, Iterator
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from ..generation import Completion
+from ..llama import Llama
+from ..progress import progress_bar
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which model, and how it is loaded."""
+    group = parser.add_argument_group("model")
+    add_model_file_argument(group)
+    group.add_argument("--hf", metavar="OWNER/NAME", help="repository of the Hugging Face hub to take the model from")
+    group.add_argument("--hf-file", metavar="GLOB", default="*", help="which of its GGUF files, e.g. '*q4_k_m.gguf'")
+    group.add_argument("-c", "--ctx", type=int, metavar="N", help="context in tokens (default: trained, or what fits)")
+    group.add_argument("--batch", type=int, metavar="N", default=512, help="prompt tokens processed at once")
+    group.add_argument("-t", "--threads", type=int, metavar="N", help="CPU threads (default: all usable cores)")
+    group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    group.add_argument("--chat-template", metavar="NAME|SOURCE", help="instead of the file's default template")
+
+
+def add_model_file_argument(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    parser.add_argument("-m", "--model", metavar="FILE", help="GGUF file (default: the embedded demo model)")
+
+
+def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
+    """How tokens are drawn, and when to stop. The defaults are those of Llama.generate."""
+    group = parser.add_argument_group("generation")
+    group.add_argument("-n", "--max-tokens", type=int, metavar="N", help="-1: until the context is full")
+    group.add_argument("--temperature", "--temp", type=float, metavar="X", help="0: always the most likely token")
+    group.add_argument("--top-k", type=int, metavar="N")
+    group.add_argument("--top-p", type=float, metavar="X")
+    group.add_argument("--min-p", type=float, metavar="X")
+    group.add_argument("--repeat-penalty", type=float, metavar="X")
+    group.add_argument("--presence-penalty", type=float, metavar="X")
+    group.add_argument("--frequency-penalty", type=float, metavar="X")
+    group.add_argument("--seed", type=int, metavar="N", help="the same seed gives the same text")
+    group.add_argument("--stop", action="append", metavar="TEXT", help="end the text before this; may be repeated")
+
+
+_SAMPLING = (
+    "temperature", "top_k", "top_p", "min_p", "repeat_penalty", "presence_penalty", "frequency_penalty", "seed", "stop",
+)  # fmt: skip
+
+
+def sampling_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Keyword arguments of generate that were given on the command line."""
+    options = {name: getattr(args, name) for name in _SAMPLING if getattr(args, name) is not None}
+    if args.max_tokens is not None:
+        options["max_tokens"] = None if args.max_tokens == -1 else args.max_tokens
+    return options
+
+
+def load_model(args: argparse.Namespace) -> Llama:
+    """The model that the arguments name."""
+    options: dict[str, Any] = {
+        "n_ctx": args.ctx,
+        "n_batch": args.batch,
+        "n_threads": args.threads,
+        "device": args.device,
+        "chat_template": args.chat_template,
+        "verbose": args.verbose,
+    }
+    if args.hf and args.model:
+        raise ValueError("give --model or --hf, not both")
+    return Llama.from_pretrained(args.hf, args.hf_file, **options) if args.hf else Llama(args.model, **options)
+
+
+def read_text(argument: str | None, file: str | None) -> str:
+    """The text given as an argument, in a file, or on stdin (no argument, or ``-``)."""
+    if argument is not None and file is not None:
+        raise ValueError("give the text as an argument or with --file, not both")
+    if file is not None:
+        return Path(file).read_text(encoding="utf-8")
+    if argument is not None and argument != "-":
+        return argument
+    if sys.stdin.isatty():
+        raise ValueError("no text: give it as an argument, with --file, or on stdin")
+    return sys.stdin.buffer.read().decode("utf-8")
+
+
+def write_answer(llm: Llama, prompt: Any, args: argparse.Namespace) -> Iterator[str]:
+    """Generate; each piece goes to stdout, then to the caller. With --verbose, the speed goes to stderr."""
+    with progress_bar("reading the prompt") as progress:
+        stream = llm.generate(prompt, stream=True, progress=progress, **sampling_options(args))
+        first = next(stream, "")
+    with stream:
+        for piece in chain([first], stream):
+            sys.stdout.write(piece)
+            sys.stdout.flush()
+            yield piece
+    if args.verbose and stream.completion is not None:
+        print(f"\n{speed(stream.completion)}", file=sys.stderr)
+
+
+def speed(completion: Completion) -> str:
+    """Counts and tokens per second of a run."""
+    timings = completion.timings
+    return (
+        f"prompt: {timings.prefill_tokens} tokens at {timings.prefill_tokens_per_s:.1f} tok/s "
+        f"({timings.reused_tokens} reused); answer: {len(completion.tokens)} tokens at "
+        f"{timings.decode_tokens_per_s:.1f} tok/s; seed {completion.seed}; ended by {completion.finish_reason}"
+    )
+
+
+def console() -> Console:
+    """For tables on stdout; wide when it is not a terminal, so that nothing is cut."""
+    return Console() if sys.stdout.isatty() else Console(width=200)
+
+
+def table(title: str, rows: Iterable[tuple[object, ...]], header: tuple[str, ...] = ()) -> Table:
+    """A table of plain cells. Numbers are put to the right."""
+    made = Table(title=Text(title), title_justify="left", show_header=bool(header), header_style="bold")
+    rows = [tuple(row) for row in rows]
+    n_columns = max((len(row) for row in rows), default=len(header))
+    for i in range(n_columns):
+        numbers = all(isinstance(row[i], int) for row in rows)
+        made.add_column(header[i] if header else "", justify="right" if numbers else "left", overflow="fold")
+    for row in rows:
+        made.add_row(*(Text(f"{cell:,}" if isinstance(cell, int) else printable(str(cell))) for cell in row))
+    return made
+
+
+def printable(text: str, limit: int = 200) -> str:
+    """Text from a file, harmless on a terminal: control characters escaped, not longer than the limit."""
+    text = text if len(text) <= limit else text[: limit - 1] + "…"
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def size(n_bytes: float) -> str:
+    """Bytes in a readable unit."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if n_bytes < 1024:
+            return f"{n_bytes:.0f} {unit}" if unit == "B" else f"{n_bytes:.1f} {unit}"
+        n_bytes /= 1024
+    return f"{n_bytes:.1f} TiB"

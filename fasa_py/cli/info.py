@@ -1,0 +1,118 @@
+"""show what is in a GGUF file, without loading its weights"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from ..gguf import GGUF, TensorInfo
+from ..llama import default_model
+from ..model import supported
+from .common import add_model_file_argument, console, size, table
+
+_CONTEXTS = (2048, 8192, 32768, 131072)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_model_file_argument(parser)
+    parser.add_argument("file", nargs="?", help="the same as --model")
+    parser.add_argument("--tensors", action="store_true", help="list every tensor")
+    parser.add_argument("--metadata", action="store_true", help="list every metadata key")
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.file and args.model:
+        raise ValueError("give the file once")
+    with GGUF(args.file or args.model or default_model()) as gguf:
+        out = console()
+        out.print(table(str(gguf.path), _summary(gguf)))
+        out.print(table("Tensor types", _types(gguf.tensors), ("type", "tensors", "weights", "size")))
+        kv_bytes = kv_bytes_per_token(gguf.metadata)
+        if kv_bytes is not None:
+            out.print(table("KV cache (f16)", _kv_rows(gguf.metadata, kv_bytes), ("context", "size")))
+        if args.metadata:
+            out.print(table("Metadata", ((k, _value(v)) for k, v in gguf.metadata.items()), ("key", "value")))
+        if args.tensors:
+            rows = ((t.name, t.dtype, _shape(t), t.n_bytes, t.offset, t.file) for t in gguf.tensors)
+            out.print(table("Tensors", rows, ("name", "type", "shape", "bytes", "offset", "file")))
+    return 0
+
+
+def kv_bytes_per_token(metadata: Mapping[str, Any]) -> int | None:
+    """Bytes that a token's keys and values take over all layers, as f16; None when the metadata does not say."""
+    arch = metadata.get("general.architecture")
+
+    def count(key: str, default: int | None = None) -> int:
+        value = metadata.get(f"{arch}.{key}", default)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise LookupError(key)
+        return value
+
+    try:
+        n_layer, n_head = count("block_count"), count("attention.head_count")
+        head_dim = count("embedding_length") // n_head
+        per_layer = metadata.get(f"{arch}.attention.head_count_kv")
+        heads = int(per_layer.sum()) if isinstance(per_layer, np.ndarray) else (
+            n_layer * count("attention.head_count_kv", n_head)
+        )  # fmt: skip
+        return 2 * heads * (count("attention.key_length", head_dim) + count("attention.value_length", head_dim))
+    except LookupError:
+        return None
+
+
+def _kv_rows(metadata: Mapping[str, Any], kv_bytes: int) -> list[tuple[object, ...]]:
+    trained = metadata.get(f"{metadata.get('general.architecture')}.context_length")
+    contexts = {*_CONTEXTS, trained} if isinstance(trained, int) and trained > 0 else set(_CONTEXTS)
+    return [(n, size(n * kv_bytes) + (" (trained)" if n == trained else "")) for n in sorted(contexts)]
+
+
+def _summary(gguf: GGUF) -> list[tuple[object, ...]]:
+    metadata = gguf.metadata
+    arch = metadata.get("general.architecture", "(none)")
+    archs, _ = supported()
+    known = arch in archs.split(", ")
+    rows: list[tuple[object, ...]] = [
+        ("name", metadata.get("general.name", "")),
+        ("architecture", arch if known else f"{arch} (not supported; supported: {archs})"),
+        ("file", f"GGUF version {gguf.version}, {gguf.n_files} file(s), {size(gguf.n_bytes)}"),
+        ("parameters", sum(math.prod(tensor.shape) for tensor in gguf.tensors)),
+    ]
+    for key in (
+        "context_length", "embedding_length", "feed_forward_length", "block_count", "attention.head_count",
+        "attention.head_count_kv", "rope.freq_base", "rope.scaling.type",
+    ):  # fmt: skip
+        if f"{arch}.{key}" in metadata:
+            rows.append((key.replace("_", " ").replace(".", " "), _value(metadata[f"{arch}.{key}"])))
+    tokens = metadata.get("tokenizer.ggml.tokens")
+    n_tokens = f", {len(tokens)} tokens" if isinstance(tokens, (list, np.ndarray)) else ""
+    kind = metadata.get("tokenizer.ggml.model", "none")
+    rows.append(("vocabulary", f"{kind} {metadata.get('tokenizer.ggml.pre', '')}".strip() + n_tokens))
+    rows.append(("chat template", "yes" if "tokenizer.chat_template" in metadata else "no"))
+    return rows
+
+
+def _types(tensors: list[TensorInfo]) -> list[tuple[object, ...]]:
+    """Tensors, weights and bytes of each type, the one with most bytes first."""
+    n_tensors, n_weights, n_bytes = Counter[str](), Counter[str](), Counter[str]()
+    for tensor in tensors:
+        n_tensors[tensor.dtype] += 1
+        n_weights[tensor.dtype] += math.prod(tensor.shape)
+        n_bytes[tensor.dtype] += tensor.n_bytes
+    return [(name, n_tensors[name], n_weights[name], size(total)) for name, total in n_bytes.most_common()]
+
+
+def _shape(tensor: TensorInfo) -> str:
+    return " × ".join(str(n) for n in tensor.shape)
+
+
+def _value(value: Any) -> object:
+    """A metadata value in a table: arrays by their length and first elements."""
+    if isinstance(value, (list, np.ndarray)):
+        first = ", ".join(str(v) for v in value[:4])
+        return f"[{len(value)}] {first}{', …' if len(value) > 4 else ''}"
+    return value if isinstance(value, (int, str)) else str(value)

@@ -1,0 +1,525 @@
+""":class:`Llama`: load a model and generate text."""
+
+from __future__ import annotations
+
+import operator
+import os
+import secrets
+import sys
+import warnings
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, overload
+
+import numpy as np
+import numpy.typing as npt
+
+from . import compat
+from .chat import ChatTemplate
+from .errors import ContextFullError
+from .gate import Gate
+from .generation import Completion, GenerateOptions, Generation, Piece, Request
+from .gguf import GGUF
+from .model import Context, Model, ModelInfo, Plan, Progress
+from .openai import OpenAIStyle
+from .progress import progress_bar
+from .sampling import SamplingParams, whole_number
+from .slots import Slots
+from .stop import StopMatcher
+from .vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+Message = Mapping[str, Any]
+Prompt = str | Sequence[int] | Sequence[Message]
+
+
+class TextStream(Iterator[str]):
+    """Pieces of a text as it comes: whole characters, never a part of a stop string.
+
+    ``close()``, leaving a ``with`` block, or dropping the object stops the work. ``completion`` is the
+    :class:`Completion` once the stream has ended, in whatever way.
+    """
+
+    def __init__(self, generation: Generation, pieces: Generator[Piece, None, None]) -> None:
+        self._generation = generation
+        self._pieces = pieces
+
+    @property
+    def completion(self) -> Completion | None:
+        return self._generation.completion() if self._generation.ended else None
+
+    def pieces(self) -> Iterator[Piece]:
+        """The same stream with the log probabilities of each piece's tokens."""
+        return self._pieces
+
+    def __next__(self) -> str:
+        for piece in self._pieces:
+            if piece.text:
+                return piece.text
+        raise StopIteration
+
+    def close(self) -> None:
+        self._pieces.close()
+
+    def __enter__(self) -> TextStream:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
+class Llama(OpenAIStyle):
+    """A GGUF model that generates text.
+
+    Several threads may use one object: calls queue. A streaming iterator keeps its place until it is exhausted or
+    closed. Ctrl-C stops the work at once and leaves the object usable. What consecutive prompts share from the start
+    is processed once (prefix reuse).
+
+    Parameters
+    ----------
+    path
+        The model file (any file of a split set); None: the embedded demo model. ``model_path`` is another name for it.
+    n_ctx
+        Tokens that a conversation can hold. None or 0: the trained context, or what fits in memory if that is less;
+        the attribute ``n_ctx`` says.
+    n_batch
+        Tokens of a prompt processed at once.
+    n_seq
+        Conversations kept in memory at the same time, each of up to n_ctx tokens.
+    n_threads
+        CPU threads; None: all cores usable by this process.
+    device
+        ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+    seed
+        Used by every call that gives none; None: a new random one each call (``Completion.seed`` says which).
+    verbose
+        Say on stderr what was loaded, where, and with how large a context.
+    chat_template
+        The name of one of the file's templates, or the source of another; None: the file's own.
+    options
+        Further options of llama-cpp-python's constructor, with the values that change nothing here.
+
+    Raises
+    ------
+    OSError, FormatError, UnsupportedError
+        The file cannot be read, is damaged, or needs something this build does not implement.
+    OutOfMemoryError
+        Weights and context do not fit; the text has the numbers.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str] | None = None,
+        *,
+        model_path: str | os.PathLike[str] | None = None,
+        n_ctx: int | None = None,
+        n_batch: int = 512,
+        n_seq: int = 1,
+        n_threads: int | None = None,
+        device: str = "auto",
+        seed: int | None = None,
+        verbose: bool = False,
+        chat_template: str | None = None,
+        **options: Any,
+    ) -> None:
+        self._gate = Gate()
+        self._closed = True
+        if path is not None and model_path is not None:
+            raise TypeError("path and model_path are the same parameter: give one")
+        compat.refuse_unsupported(options, compat.CONSTRUCTOR, "Llama")
+        if device == "auto" and options.get("n_gpu_layers") == 0:
+            device = "cpu"
+        self._seed = seed if seed is None else whole_number("seed", seed, 0, 2**64 - 1)
+        n_ctx = whole_number("n_ctx", n_ctx or 0, 0, 2**31 - 1)
+        n_batch = whole_number("n_batch", n_batch, 1, 2**20)
+        n_seq = whole_number("n_seq", n_seq, 1, 4096)
+        n_threads = n_threads if n_threads is None else whole_number("n_threads", n_threads, 1, 4096)
+
+        self.path = default_model() if path is None and model_path is None else Path(path or model_path or "")
+        self._gguf = GGUF(self.path)
+        with progress_bar(f"loading {self.path.name}") as progress:
+            self._model = Model(self._gguf, device, n_threads, progress)
+        self.info: ModelInfo = self._model.info
+        if n_ctx > self.info.n_ctx_train:
+            warnings.warn(
+                f"n_ctx {n_ctx} is more than the {self.info.n_ctx_train} tokens that {self.path.name} was trained for: "
+                "expect poor text beyond them",
+                stacklevel=2,
+            )
+        self._vocabulary = Vocabulary(self._gguf, self.info.n_vocab)
+        self._chat_template_choice = chat_template
+        self._chat_template: ChatTemplate | None = None
+        self._context = Context(self._model, n_ctx, n_batch, n_seq)
+        self._slots = Slots(self._context)
+        self._closed = False
+        if verbose:
+            self._report()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        repo_id: str,
+        filename_glob: str | None = None,
+        *,
+        filename: str | None = None,
+        revision: str | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        local_dir: str | os.PathLike[str] | None = None,
+        token: str | bool | None = None,
+        **options: Any,
+    ) -> Llama:
+        """Download a model from the Hugging Face hub (once: it is cached) and load it.
+
+        :param repo_id: ``owner/name``
+        :param filename_glob: e.g. ``*q4_k_m.gguf``; must match one model (a split set counts as one). ``filename`` is
+            another name for it
+        :param options: for the constructor
+        :raises FileNotFoundError: no file matches; lists the repository's GGUF files
+        :raises ValueError: several match; lists them
+        """
+        from . import hub  # huggingface-hub takes longer to import than the rest of the package
+
+        if (filename_glob is None) == (filename is None):
+            raise TypeError("give one of filename_glob and filename")
+        path = hub.download(
+            repo_id, filename_glob or filename or "", revision=revision, cache_dir=cache_dir, local_dir=local_dir,
+            token=token,
+        )  # fmt: skip
+        return cls(path, **options)
+
+    def _report(self) -> None:
+        info, plan = self.info, self._context.plan
+        print(
+            f"{self.path.name}: {info.arch}, {info.n_params / 1e6:.1f} M parameters, "
+            f"{info.n_bytes / 2**20:.0f} MiB on {info.device}\n"
+            f"context: {self.n_ctx} tokens (trained: {info.n_ctx_train}, fitting now: {plan.n_ctx_max}), "
+            f"KV cache {plan.kv_bytes / 2**20:.0f} MiB, scratch {plan.scratch_bytes / 2**20:.0f} MiB",
+            file=sys.stderr,
+        )
+
+    # -- properties ------------------------------------------------------------------------------------------------
+
+    @property
+    def n_ctx(self) -> int:
+        """Tokens that a conversation can hold."""
+        return self._context.n_ctx
+
+    @property
+    def n_vocab(self) -> int:
+        """Rows of the model's output."""
+        return self.info.n_vocab
+
+    @property
+    def plan(self) -> Plan:
+        """Bytes that weights, KV cache and scratch take."""
+        return self._context.plan
+
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        """The file's metadata."""
+        return self._gguf.metadata
+
+    @property
+    def chat_template(self) -> ChatTemplate:
+        """:raises UnsupportedError: the file has no chat template and none was given"""
+        if self._chat_template is None:
+            self._chat_template = ChatTemplate.from_metadata(
+                self._gguf.metadata, self._vocabulary.tokenizer, self._chat_template_choice
+            )
+        return self._chat_template
+
+    # -- text and tokens -------------------------------------------------------------------------------------------
+
+    def tokenize(self, text: str | bytes, add_bos: bool = True, special: bool = False) -> list[int]:
+        """Token ids of a text (bytes are UTF-8).
+
+        :param add_bos: put the beginning-of-sequence token first, if the metadata says that this model has it
+        :param special: read the text of special tokens as these tokens
+        """
+        tokenizer = self._vocabulary.tokenizer
+        text = text.decode("utf-8") if isinstance(text, bytes) else text
+        return tokenizer.encode(
+            text, add_bos=add_bos and tokenizer.add_bos and tokenizer.bos_id is not None, special=special
+        )
+
+    def detokenize(self, tokens: Sequence[int]) -> str:
+        """The text of token ids; bytes that are not valid UTF-8 become U+FFFD."""
+        return self._vocabulary.tokenizer.decode(self._checked_tokens(tokens))
+
+    def _checked_tokens(self, tokens: Sequence[int]) -> list[int]:
+        """:raises ValueError: an id is not a whole number below n_vocab; says which"""
+        try:
+            ids = [operator.index(token) for token in tokens]
+        except TypeError:
+            raise ValueError("token ids must be whole numbers") from None
+        if ids and (min(ids) < 0 or max(ids) >= self.n_vocab):
+            i = next(i for i, token in enumerate(ids) if not 0 <= token < self.n_vocab)
+            raise ValueError(f"token id {ids[i]} at position {i} is not in the vocabulary of {self.n_vocab} tokens")
+        return ids
+
+    def _prompt_tokens(self, prompt: Prompt) -> list[int]:
+        """Ids of a prompt of any kind, checked against the vocabulary and the context."""
+        if isinstance(prompt, str):
+            ids = self.tokenize(prompt, special=True)
+        elif isinstance(prompt, (bytes, Mapping)) or not isinstance(prompt, (Sequence, np.ndarray)):
+            raise TypeError(
+                f"a prompt is a text, a list of token ids or a list of messages, not {type(prompt).__name__}"
+            )
+        elif len(prompt) > 0 and isinstance(prompt[0], Mapping):
+            ids = self.chat_template.encode_chat(prompt)
+        else:
+            ids = prompt  # type: ignore[assignment]
+        ids = self._checked_tokens(ids)
+        if not ids:
+            raise ValueError("the prompt is empty, and nothing is put before it: give at least one token")
+        if len(ids) > self.n_ctx:
+            raise ContextFullError(
+                f"the prompt has {len(ids)} tokens, the context holds n_ctx = {self.n_ctx}: shorten the prompt, "
+                "or load the model with a larger n_ctx"
+            )
+        return ids
+
+    # -- generation ------------------------------------------------------------------------------------------------
+
+    @overload
+    def generate(
+        self, prompt: Prompt, *, stream: Literal[False] = False, **options: Unpack[GenerateOptions]
+    ) -> Completion: ...
+
+    @overload
+    def generate(self, prompt: Prompt, *, stream: Literal[True], **options: Unpack[GenerateOptions]) -> TextStream: ...
+
+    @overload
+    def generate(
+        self, prompt: Prompt, *, stream: bool, **options: Unpack[GenerateOptions]
+    ) -> Completion | TextStream: ...
+
+    def generate(
+        self,
+        prompt: Prompt,
+        *,
+        max_tokens: int | None = 256,
+        temperature: float = 0.8,
+        top_k: int = 40,
+        top_p: float = 0.95,
+        min_p: float = 0.05,
+        repeat_penalty: float = 1.0,
+        presence_penalty: float = 0.0,
+        frequency_penalty: float = 0.0,
+        seed: int | None = None,
+        stop: str | Sequence[str] | None = None,
+        stream: bool = False,
+        logprobs: int | None = None,
+        echo: bool = False,
+        logit_bias: Mapping[int, float] | None = None,
+        progress: Progress | None = None,
+    ) -> Completion | TextStream:
+        """Continue a prompt.
+
+        Parameters
+        ----------
+        prompt
+            A text, taken as it is: BOS as the metadata says, special tokens written in it are read as such, no chat
+            template. Or a list of token ids, taken as they are. Or a list of chat messages (``role``, ``content``).
+        max_tokens
+            None: until the model ends its text or the context is full. 0: only process the prompt.
+        temperature, top_k, top_p, min_p, repeat_penalty, presence_penalty, frequency_penalty, seed
+            See :class:`fasa_py.sampling.SamplingParams`. ``temperature=0`` always takes the most likely token.
+        stop
+            Strings that end the text; they are not part of it.
+        stream
+            Return a :class:`TextStream` instead of a :class:`Completion`.
+        logprobs
+            Report the natural log probability of each token and this many of the most likely ones, from raw logits.
+        echo
+            Put the prompt before the text. With logprobs, the prompt's tokens are reported too (its alternatives
+            are computed one token at a time: slow for a long prompt, unless ``logprobs=0``).
+        logit_bias
+            Token id -> number added to its logit; ``-inf`` bans the token.
+        progress
+            Called with the fraction of the prompt processed.
+
+        Raises
+        ------
+        ContextFullError
+            The prompt is longer than n_ctx.
+        ValueError
+            An empty prompt, a token id out of range, or a parameter out of its range.
+        """
+        params = SamplingParams(
+            seed=self._seed_of_call(seed),
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            repeat_penalty=repeat_penalty,
+            presence_penalty=presence_penalty,
+            frequency_penalty=frequency_penalty,
+            logit_bias=logit_bias,
+        )
+        params.check_bias(self.n_vocab)
+        self._require_open()
+        tokens = self._prompt_tokens(prompt)
+        request = Request(
+            prompt=tokens,
+            prompt_text=prompt if isinstance(prompt, str) else self._vocabulary.text(tokens) if echo else "",
+            max_tokens=None if max_tokens is None else whole_number("max_tokens", max_tokens, 0, 2**31 - 1),
+            sampling=params,
+            stop=StopMatcher(stop),
+            logprobs=None if logprobs is None else whole_number("logprobs", logprobs, 0, self.n_vocab),
+            echo=echo,
+            progress=progress,
+        )
+        generation = Generation(self._context, self._slots, self._vocabulary, request)
+        pieces = self._run(generation)
+        if stream:
+            return TextStream(generation, pieces)
+        for _ in pieces:
+            pass
+        return generation.completion()
+
+    @overload
+    def chat(
+        self, messages: Sequence[Message], *, stream: Literal[False] = False, **options: Unpack[GenerateOptions]
+    ) -> Completion: ...
+
+    @overload
+    def chat(
+        self, messages: Sequence[Message], *, stream: Literal[True], **options: Unpack[GenerateOptions]
+    ) -> TextStream: ...
+
+    @overload
+    def chat(
+        self, messages: Sequence[Message], *, stream: bool, **options: Unpack[GenerateOptions]
+    ) -> Completion | TextStream: ...
+
+    def chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        stream: bool = False,
+        **options: Unpack[GenerateOptions],
+    ) -> Completion | TextStream:
+        """The model's answer to a conversation: :meth:`generate` through the chat template, without a length limit.
+
+        :param messages: ``[{"role": "user", "content": "..."}, ...]``
+        :raises ValueError: the list is empty or holds something other than messages
+        """
+        if isinstance(messages, str) or not messages or not all(isinstance(m, Mapping) for m in messages):
+            raise ValueError('messages must be a non-empty list of {"role": ..., "content": ...}')
+        return self.generate(messages, stream=stream, **{"max_tokens": None, **options})
+
+    def _run(self, generation: Generation) -> Generator[Piece, None, None]:
+        with self._turn(), closing(generation.pieces()) as pieces:
+            for piece in pieces:
+                with self._gate.suspended():
+                    yield piece
+                self._require_open()
+
+    def _seed_of_call(self, seed: int | None) -> int:
+        if seed is not None:
+            return seed
+        return self._seed if self._seed is not None else secrets.randbits(32)
+
+    # -- numbers ---------------------------------------------------------------------------------------------------
+
+    def logits(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
+        """Raw logits after the last of the tokens, float32 ``(n_vocab,)``, a copy."""
+        ids = self._prompt_tokens(tokens)
+        with self._turn():
+            seq, n_reused = self._slots.take(ids)
+            self._context.decode(seq, ids[n_reused:])
+            return self._context.logits.copy()
+
+    def score(self, tokens: Sequence[int], progress: Progress | None = None) -> npt.NDArray[np.float32]:
+        """Natural log probability of each token given those before it, float32 ``(n,)``; NaN for the first."""
+        ids = self._prompt_tokens(tokens)
+        with self._turn():
+            return self._context.score(self._slots.take_empty(), ids, progress)
+
+    def perplexity(self, tokens: Sequence[int]) -> float:
+        """exp of the mean negative log probability of all tokens but the first; at most n_ctx tokens.
+
+        :raises ValueError: fewer than two tokens
+        :raises ContextFullError: more than n_ctx
+        """
+        if len(tokens) < 2:
+            raise ValueError("perplexity needs at least two tokens: nothing predicts the first")
+        return float(np.exp(-self.score(tokens)[1:].astype(np.float64).mean()))
+
+    # -- state -----------------------------------------------------------------------------------------------------
+
+    def save_state(self, path: str | os.PathLike[str]) -> None:
+        """Write the current conversation (tokens, keys and values) to a file."""
+        with self._turn():
+            self._context.save(self._slots.current, path)
+
+    def load_state(self, path: str | os.PathLike[str]) -> None:
+        """Go on from a saved conversation: a prompt that starts with it processes only the rest.
+
+        :raises FormatError: the file is damaged, or was made with another model
+        :raises ContextFullError: it holds more than n_ctx tokens
+        """
+        with self._turn():
+            self._context.load(self._slots.current, path)
+
+    @property
+    def tokens(self) -> list[int]:
+        """Tokens of the current conversation that the KV cache holds."""
+        with self._turn():
+            return self._context.tokens(self._slots.current).tolist()
+
+    def reset(self) -> None:
+        """Forget all conversations."""
+        with self._turn():
+            self._slots.reset()
+
+    def cancel(self) -> None:
+        """From another thread: stop the call in progress, if there is one. It ends with ``cancelled``."""
+        if self._gate.busy and not self._closed:
+            self._context.cancel()
+
+    def close(self) -> None:
+        """Free weights and context, after another thread's call has been stopped. This thread's open stream ends."""
+        if self._closed:
+            return
+        if self._gate.suspended_by_this_thread:
+            self._free()
+            return
+        self.cancel()
+        with self._turn():
+            self._free()
+
+    def _free(self) -> None:
+        self._closed = True
+        self._context.close()
+        self._model.close()
+        self._gguf.close()
+
+    def __enter__(self) -> Llama:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise RuntimeError("this Llama is closed")
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """Be the only one that uses the context."""
+        with self._gate.turn():
+            self._require_open()
+            self._context.clear_cancel()
+            yield
+
+
+def default_model() -> Path:
+    """The embedded demo model."""
+    from . import demo
+
+    return Path(demo.model_path())

@@ -1,0 +1,355 @@
+"""The engine's handles as Python objects: :class:`Model` (weights), :class:`Context` (KV cache), :class:`Sampler`.
+
+Thin: one method a C function, arrays instead of pointers, exceptions instead of statuses. Not thread-safe; that is
+:class:`fasa_py.Llama`'s part. Signal handlers run during long calls, because the engine polls a Python callback.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ._native import check, ffi, lib, text
+from .errors import CancelledError, UnsupportedError
+from .gguf import GGUF
+from .sampling import SamplingParams
+
+Progress = Callable[[float], None]
+Tokens = Sequence[int] | npt.NDArray[np.int32]
+
+_LOG_LEVELS = {
+    lib.FASA_LOG_DEBUG: logging.DEBUG,
+    lib.FASA_LOG_INFO: logging.INFO,
+    lib.FASA_LOG_WARN: logging.WARNING,
+    lib.FASA_LOG_ERROR: logging.ERROR,
+}
+
+
+@ffi.callback("fasa_log_fn")
+def _log(level: int, message: Any, _user: Any) -> None:
+    logging.getLogger("fasa_py").log(_LOG_LEVELS.get(level, logging.INFO), "%s", text(message))
+
+
+lib.fasa_log_set(_log, ffi.NULL)
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What the engine knows about a loaded model; counts are named as in GGUF."""
+
+    arch: str
+    device: str  # "cpu (avx2, 8 threads)"
+    n_layer: int
+    n_head: int
+    n_head_kv: int
+    head_dim: int
+    n_rot: int
+    n_embd: int
+    n_ff: int
+    n_vocab: int
+    n_ctx_train: int
+    rope_freq_base: float
+    rope_layout: str
+    rope_scaling: str
+    n_threads: int
+    n_params: int
+    n_bytes: int
+    fingerprint: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Bytes that a context takes, and what was available before it existed."""
+
+    n_ctx: int
+    n_ctx_max: int
+    weights_bytes: int
+    kv_bytes: int
+    scratch_bytes: int
+    available_bytes: int
+    fits: bool
+
+
+@dataclass(frozen=True)
+class BuildInfo:
+    """How the library was built and what it found on this machine."""
+
+    version: str
+    compiler: str
+    cuda: bool
+    cuda_reason: str
+    openmp: bool
+    cpu_isa: str
+    cpu_isa_reason: str
+    cpu_isa_built: str
+    cpu_name: str
+    n_cores: int
+    memory_available: int
+
+
+def _fields(kind: type, struct: Any) -> Any:
+    """A dataclass of the given kind from the C struct with the same field names."""
+    values = {name: getattr(struct, name) for name in kind.__dataclass_fields__}  # type: ignore[attr-defined]
+    return kind(**{name: text(v) if isinstance(v, ffi.CData) else v for name, v in values.items()})
+
+
+def build_info() -> BuildInfo:
+    """How the library was built, which instruction set is in use and why."""
+    out = ffi.new("fasa_build_info *")
+    lib.fasa_build_info_get(out)
+    return _fields(BuildInfo, out)
+
+
+def supported() -> tuple[str, str]:
+    """Architectures and tensor types that the engine implements, comma-separated."""
+    return text(lib.fasa_supported_archs()), text(lib.fasa_supported_dtypes())
+
+
+class _Interrupt:
+    """Why a call should stop: ``cancelled`` by another thread, or the ``error`` that a Python callback raised."""
+
+    def __init__(self) -> None:
+        self.cancelled = False
+        self.error: BaseException | None = None
+
+    def poll(self, _user: Any) -> bool:
+        # Entering Python is what lets a pending signal run its handler, which may raise right here.
+        return self.cancelled
+
+    def stash(self, _kind: type, error: BaseException, _traceback: TracebackType | None) -> None:
+        self.error = error
+
+    def progress_callback(self, progress: Progress | None) -> Any:
+        """A ``fasa_progress_fn`` that calls progress and stops the call when it raises."""
+
+        def call(fraction: float, _user: Any) -> bool:
+            if progress is not None:
+                progress(fraction)
+            return not self.cancelled
+
+        return ffi.callback("fasa_progress_fn", call, error=False, onerror=self.stash)
+
+    def check(self, status: int) -> None:
+        """Raise what a callback raised, or the exception of the status."""
+        error, self.error = self.error, None
+        if error is not None:
+            raise error
+        check(status)
+
+
+def _path_bytes(path: str | os.PathLike[str]) -> bytes:
+    """A file name for the engine, which ends it at the first zero byte."""
+    encoded = os.fsencode(path)
+    if b"\0" in encoded:
+        raise ValueError(f"a file name cannot hold a zero byte: {os.fspath(path)!r}")
+    return encoded
+
+
+def parse_device(device: str) -> tuple[int, int]:
+    """``auto``, ``cpu``, ``cuda`` or ``cuda:N`` as (device kind, index).
+
+    :raises ValueError: for any other text
+    :raises UnsupportedError: for CUDA in a build without it; says why
+    """
+    match = re.fullmatch(r"(auto|cpu|cuda)(?::(\d{1,3}))?", device) if isinstance(device, str) else None
+    if match is None or (match[2] and match[1] != "cuda"):
+        raise ValueError(f'device must be "auto", "cpu", "cuda" or "cuda:<index>", not {device!r}')
+    if match[1] == "cuda" and not build_info().cuda:
+        raise UnsupportedError(
+            f"this build of fasa has no CUDA backend ({build_info().cuda_reason}); use device='cpu', "
+            "or rebuild with CMake's FASA_CUDA=ON"
+        )
+    kinds = {"auto": lib.FASA_DEVICE_AUTO, "cpu": lib.FASA_DEVICE_CPU, "cuda": lib.FASA_DEVICE_CUDA}
+    return kinds[match[1]], int(match[2] or 0)
+
+
+class Model:
+    """Weights on a device. Immutable.
+
+    :param gguf: the open file
+    :param device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``
+    :param n_threads: CPU threads; None: all cores usable by this process
+    :param progress: called with the fraction loaded; an exception in it stops the load
+    """
+
+    def __init__(
+        self, gguf: GGUF, device: str = "auto", n_threads: int | None = None, progress: Progress | None = None
+    ) -> None:
+        interrupt = _Interrupt()
+        callback = interrupt.progress_callback(progress)
+        params = ffi.new("fasa_model_params *")
+        lib.fasa_model_params_default(params)
+        params.device, params.device_index = parse_device(device)
+        params.n_threads = n_threads or 0
+        params.progress = callback
+        out = ffi.new("fasa_model **")
+        interrupt.check(lib.fasa_model_load(out, gguf._handle, params))
+        self._handle = ffi.gc(out[0], lib.fasa_model_free)
+        struct = ffi.new("fasa_model_info *")
+        lib.fasa_model_info_get(struct, self._handle)
+        self.info: ModelInfo = _fields(ModelInfo, struct)
+
+    def plan(self, n_ctx: int = 0, n_batch: int = 0, n_seq: int = 0) -> Plan:
+        """What a context of these sizes (0: the default) would take."""
+        out = ffi.new("fasa_plan *")
+        check(lib.fasa_plan_get(out, self._handle, _context_params(n_ctx, n_batch, n_seq)))
+        return _fields(Plan, out)
+
+    def close(self) -> None:
+        ffi.release(self._handle)
+
+
+def _context_params(n_ctx: int, n_batch: int, n_seq: int) -> Any:
+    params = ffi.new("fasa_context_params *")
+    lib.fasa_context_params_default(params)
+    params.n_ctx, params.n_batch, params.n_seq = n_ctx, n_batch, n_seq
+    return params
+
+
+class Context:
+    """KV cache and scratch of n_seq sequences of up to n_ctx tokens each.
+
+    :raises OutOfMemoryError: what was asked does not fit; the text has the numbers
+    """
+
+    def __init__(self, model: Model, n_ctx: int = 0, n_batch: int = 0, n_seq: int = 0) -> None:
+        out = ffi.new("fasa_context **")
+        check(lib.fasa_context_create(out, model._handle, _context_params(n_ctx, n_batch, n_seq)))
+        self._handle = ffi.gc(out[0], lib.fasa_context_free)
+        self._interrupt = _Interrupt()
+        self._abort = ffi.callback("fasa_abort_fn", self._interrupt.poll, error=True, onerror=self._interrupt.stash)
+        lib.fasa_context_abort_set(self._handle, self._abort, ffi.NULL)
+        plan = ffi.new("fasa_plan *")
+        lib.fasa_context_plan(plan, self._handle)
+        self.plan: Plan = _fields(Plan, plan)
+        self.n_ctx = self.plan.n_ctx
+        self.n_seq = max(1, n_seq)
+        self.n_vocab = model.info.n_vocab
+        self._one = ffi.new("int32_t[1]")
+
+    def close(self) -> None:
+        ffi.release(self._handle)
+
+    # -- running ---------------------------------------------------------------------------------------------------
+
+    def decode(self, seq: int, tokens: Tokens, progress: Progress | None = None) -> None:
+        """Append tokens to a sequence and compute the logits of the last one.
+
+        :raises ContextFullError: the sequence would outgrow n_ctx
+        :raises CancelledError: another thread called :meth:`cancel`; finished batches stay in the sequence
+        """
+        self._start()
+        if len(tokens) == 1 and progress is None:
+            self._one[0] = tokens[0]
+            self._interrupt.check(lib.fasa_decode(self._handle, seq, self._one, 1, ffi.NULL, ffi.NULL))
+            return
+        array = np.ascontiguousarray(tokens, dtype=np.int32)
+        callback = self._interrupt.progress_callback(progress)
+        pointer = ffi.from_buffer("int32_t[]", array)
+        self._interrupt.check(lib.fasa_decode(self._handle, seq, pointer, len(array), callback, ffi.NULL))
+
+    def score(self, seq: int, tokens: Tokens, progress: Progress | None = None) -> npt.NDArray[np.float32]:
+        """Append tokens; natural log probability of each given everything before it, float32 ``(n,)``.
+
+        The first is NaN when the sequence was empty.
+        """
+        self._start()
+        array = np.ascontiguousarray(tokens, dtype=np.int32)
+        out = np.empty(len(array), dtype=np.float32)
+        callback = self._interrupt.progress_callback(progress)
+        status = lib.fasa_score(
+            ffi.from_buffer("float[]", out), self._handle, seq, ffi.from_buffer("int32_t[]", array), len(array),
+            callback, ffi.NULL,
+        )  # fmt: skip
+        self._interrupt.check(status)
+        return out
+
+    @property
+    def logits(self) -> npt.NDArray[np.float32]:
+        """Logits of the last token processed, float32 ``(n_vocab,)``: a view, valid until the next call."""
+        return np.frombuffer(ffi.buffer(lib.fasa_logits(self._handle), 4 * self.n_vocab), dtype=np.float32)
+
+    def sample(self, sampler: Sampler, previous: Any, n_previous: int) -> int:
+        """Choose a token from the logits; previous: ``int32_t[]`` with the tokens that the penalties look at."""
+        return sampler.sample(lib.fasa_logits(self._handle), self.n_vocab, previous, n_previous)
+
+    # -- stopping --------------------------------------------------------------------------------------------------
+
+    def cancel(self) -> None:
+        """From any thread: end the call in progress, and every later one until :meth:`clear_cancel`."""
+        self._interrupt.cancelled = True
+        lib.fasa_cancel(self._handle)
+
+    def clear_cancel(self) -> None:
+        self._interrupt.cancelled = False
+
+    def _start(self) -> None:
+        self._interrupt.error = None
+        if self._interrupt.cancelled:
+            raise CancelledError("the call was cancelled from another thread")
+
+    # -- sequences -------------------------------------------------------------------------------------------------
+
+    def length(self, seq: int) -> int:
+        """Tokens that the sequence holds."""
+        return lib.fasa_seq_length(self._handle, seq)
+
+    def tokens(self, seq: int) -> npt.NDArray[np.int32]:
+        """Tokens of the sequence, int32 ``(length,)``, a copy."""
+        n = self.length(seq)
+        if n == 0:
+            return np.empty(0, dtype=np.int32)
+        return np.frombuffer(ffi.buffer(lib.fasa_seq_tokens(self._handle, seq), 4 * n), dtype=np.int32).copy()
+
+    def truncate(self, seq: int, n_tokens: int) -> None:
+        """Keep the first n_tokens of the sequence."""
+        check(lib.fasa_seq_truncate(self._handle, seq, n_tokens))
+
+    def save(self, seq: int, path: str | os.PathLike[str]) -> None:
+        """Write the sequence (tokens, keys, values) to a file."""
+        check(lib.fasa_seq_save(self._handle, seq, _path_bytes(path)))
+
+    def load(self, seq: int, path: str | os.PathLike[str]) -> None:
+        """Replace the sequence by a saved one.
+
+        :raises FormatError: the file is damaged or was made with another model
+        :raises ContextFullError: it holds more than n_ctx tokens
+        """
+        check(lib.fasa_seq_load(self._handle, seq, _path_bytes(path)))
+
+
+class Sampler:
+    """Logits to token, with its own random state: the same seed and logits give the same tokens."""
+
+    def __init__(self, params: SamplingParams) -> None:
+        bias = params.logit_bias or {}
+        struct = ffi.new("fasa_sampler_params *")
+        lib.fasa_sampler_params_default(struct)
+        struct.seed = params.seed
+        struct.temperature = params.temperature
+        struct.top_k = params.top_k
+        struct.top_p = params.top_p
+        struct.min_p = params.min_p
+        struct.repeat_penalty = params.repeat_penalty
+        struct.presence_penalty = params.presence_penalty
+        struct.frequency_penalty = params.frequency_penalty
+        bias_token = ffi.new("int32_t[]", list(bias) or 1)
+        bias_value = ffi.new("float[]", list(bias.values()) or 1)
+        struct.bias_token, struct.bias, struct.n_bias = bias_token, bias_value, len(bias)
+        out = ffi.new("fasa_sampler **")
+        check(lib.fasa_sampler_create(out, struct))
+        self._handle = ffi.gc(out[0], lib.fasa_sampler_free)
+        self._token = ffi.new("int32_t *")
+
+    def sample(self, logits: Any, n_vocab: int, previous: Any, n_previous: int) -> int:
+        """The next token; logits ``float[n_vocab]``, previous ``int32_t[n_previous]``."""
+        check(lib.fasa_sample(self._token, self._handle, logits, n_vocab, previous, n_previous))
+        return self._token[0]

@@ -1,0 +1,64 @@
+"""Which sequence of the context a prompt goes to: the one that already holds most of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from .model import Context
+
+
+def common_prefix(a: npt.NDArray[np.int32], b: npt.NDArray[np.int32]) -> int:
+    """How many tokens two prompts share from the start."""
+    n = min(len(a), len(b))
+    different = np.flatnonzero(a[:n] != b[:n])
+    return int(different[0]) if len(different) else n
+
+
+class Slots:
+    """The sequences of a context, the least recently used first.
+
+    With several (``n_seq``), as many conversations stay warm.
+    """
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._order = list(range(context.n_seq))
+
+    @property
+    def current(self) -> int:
+        """The sequence used last."""
+        return self._order[-1]
+
+    def take(self, prompt: Sequence[int]) -> tuple[int, int]:
+        """A sequence that holds the first n tokens of the prompt, and n; at least one token is left to process.
+
+        A sequence is cut back only when it reuses at least as much as it throws away; else the one that was
+        used least recently gives way.
+        """
+        tokens = np.asarray(prompt, dtype=np.int32)
+        shared = {seq: min(common_prefix(self._context.tokens(seq), tokens), len(tokens) - 1) for seq in self._order}
+        seq = max(reversed(self._order), key=shared.__getitem__)
+        if self._context.length(seq) - shared[seq] > shared[seq]:
+            seq = self._order[0]
+        self._context.truncate(seq, shared[seq])
+        self._use(seq)
+        return seq, shared[seq]
+
+    def take_empty(self) -> int:
+        """The least recently used sequence, emptied."""
+        seq = self._order[0]
+        self._context.truncate(seq, 0)
+        self._use(seq)
+        return seq
+
+    def reset(self) -> None:
+        """Forget everything."""
+        for seq in self._order:
+            self._context.truncate(seq, 0)
+
+    def _use(self, seq: int) -> None:
+        self._order.remove(seq)
+        self._order.append(seq)
