@@ -88,7 +88,7 @@ class Tensor:
 
 @dataclass
 class Maker:
-    """A file. ``metadata``: keys (as bytes: with their length before them) and values from :func:`scalar`, :func:`array`."""
+    """A file. A key given as bytes holds its own length; values are from :func:`scalar` and :func:`array`."""
 
     metadata: list[tuple[str | bytes, bytes]] = field(default_factory=list)
     tensors: list[Tensor] = field(default_factory=list)
