@@ -179,6 +179,12 @@ bad("metadata count one too large", Maker([("a", scalar(make.U8, 1))], n_metadat
 bad("tensor count", Maker(n_tensors=HUGE), str(HUGE), "tensors")
 bad("tensor count one too large", Maker(tensors=[Tensor("a", (1,))], n_tensors=2))
 
+bad(
+    "65537 metadata entries",
+    Maker([(string(f"{i:05d}"), scalar(make.U8, 1)) for i in range(65537)]),
+    "65537 metadata entries",
+    error=UnsupportedError,
+)
 bad("key length", with_key(u64(HUGE) + b"k", scalar(make.U8, 1)), "metadata key", str(HUGE))
 bad("key empty", with_key("", scalar(make.U8, 1)), "metadata key 1", "empty")
 bad("key too long", with_key("k" * 65536, scalar(make.U8, 1)), "metadata key 1", "65535")

@@ -11,15 +11,11 @@ namespace fasa::gguf {
 namespace {
 
 template <class T>
-T load(const Meta& meta, uint64_t i) {
+T load(const Meta& meta) {
     T value;
-    std::memcpy(&value, meta.data + i * sizeof(T), sizeof value);
+    std::memcpy(&value, meta.data, sizeof value);
     return value;
 }
-
-bool is_integer(fasa_meta_type type) { return type <= FASA_META_I32 || type == FASA_META_U64 || type == FASA_META_I64; }
-
-bool is_float(fasa_meta_type type) { return type == FASA_META_F32 || type == FASA_META_F64; }
 
 std::string describe(const Meta& meta) {
     const std::string elem = meta_type_name(meta.elem_type);
@@ -56,7 +52,7 @@ void Metadata::wrong_type(const Meta& meta, const char* expected) const {
          expected, describe(meta).c_str());
 }
 
-uint32_t Metadata::integer_at(const Meta& meta, uint64_t i) const {
+uint32_t Metadata::integer(const Meta& meta) const {
     const auto in_range = [&](auto value) {
         if (value < 0 || static_cast<uint64_t>(value) > std::numeric_limits<uint32_t>::max()) {
             fail(FASA_ERROR_FORMAT, "%s: metadata key %s: expected an integer from 0 to 4294967295, found %s",
@@ -64,31 +60,31 @@ uint32_t Metadata::integer_at(const Meta& meta, uint64_t i) const {
         }
         return static_cast<uint32_t>(value);
     };
-    switch (meta.elem_type) {
+    switch (meta.type) {
         case FASA_META_U8:
-            return in_range(load<uint8_t>(meta, i));
+            return in_range(load<uint8_t>(meta));
         case FASA_META_I8:
-            return in_range(load<int8_t>(meta, i));
+            return in_range(load<int8_t>(meta));
         case FASA_META_U16:
-            return in_range(load<uint16_t>(meta, i));
+            return in_range(load<uint16_t>(meta));
         case FASA_META_I16:
-            return in_range(load<int16_t>(meta, i));
+            return in_range(load<int16_t>(meta));
         case FASA_META_U32:
-            return in_range(load<uint32_t>(meta, i));
+            return in_range(load<uint32_t>(meta));
         case FASA_META_I32:
-            return in_range(load<int32_t>(meta, i));
+            return in_range(load<int32_t>(meta));
         case FASA_META_U64:
-            return in_range(load<uint64_t>(meta, i));
+            return in_range(load<uint64_t>(meta));
         case FASA_META_I64:
-            return in_range(load<int64_t>(meta, i));
+            return in_range(load<int64_t>(meta));
         default:
-            wrong_type(meta, "integers");
+            wrong_type(meta, "an integer");
     }
 }
 
-float Metadata::float_at(const Meta& meta, uint64_t i) const {
-    const double value =
-        meta.elem_type == FASA_META_F32 ? static_cast<double>(load<float>(meta, i)) : load<double>(meta, i);
+float Metadata::finite(const Meta& meta) const {
+    if (meta.type != FASA_META_F32 && meta.type != FASA_META_F64) wrong_type(meta, "a float");
+    const double value = meta.type == FASA_META_F32 ? static_cast<double>(load<float>(meta)) : load<double>(meta);
     const float narrowed = static_cast<float>(value);
     if (!std::isfinite(narrowed)) {
         fail(FASA_ERROR_FORMAT, "%s: metadata key %s: expected a finite 32-bit float, found %g", path_.c_str(),
@@ -100,15 +96,13 @@ float Metadata::float_at(const Meta& meta, uint64_t i) const {
 std::optional<uint32_t> Metadata::find_u32(std::string_view key) const {
     const Meta* meta = find(key);
     if (!meta) return {};
-    if (!is_integer(meta->type)) wrong_type(*meta, "an integer");
-    return integer_at(*meta, 0);
+    return integer(*meta);
 }
 
 std::optional<float> Metadata::find_f32(std::string_view key) const {
     const Meta* meta = find(key);
     if (!meta) return {};
-    if (!is_float(meta->type)) wrong_type(*meta, "a float");
-    return float_at(*meta, 0);
+    return finite(*meta);
 }
 
 std::optional<bool> Metadata::find_boolean(std::string_view key) const {
@@ -150,22 +144,6 @@ std::optional<uint64_t> Metadata::find_array_size(std::string_view key) const {
     if (!meta) return {};
     if (!meta->is_array()) wrong_type(*meta, "an array");
     return meta->n;
-}
-
-std::vector<uint32_t> Metadata::u32_array(std::string_view key) const {
-    const Meta& meta = get(key, "an array of integers");
-    if (!meta.is_array() || !is_integer(meta.elem_type)) wrong_type(meta, "an array of integers");
-    std::vector<uint32_t> values(meta.n);
-    for (uint64_t i = 0; i < meta.n; ++i) values[i] = integer_at(meta, i);
-    return values;
-}
-
-std::vector<float> Metadata::f32_array(std::string_view key) const {
-    const Meta& meta = get(key, "an array of floats");
-    if (!meta.is_array() || !is_float(meta.elem_type)) wrong_type(meta, "an array of floats");
-    std::vector<float> values(meta.n);
-    for (uint64_t i = 0; i < meta.n; ++i) values[i] = float_at(meta, i);
-    return values;
 }
 
 }  // namespace fasa::gguf

@@ -58,8 +58,6 @@ class Metadata {
 
     // Elements of an array of any type.
     std::optional<uint64_t> find_array_size(std::string_view key) const;
-    std::vector<uint32_t> u32_array(std::string_view key) const;
-    std::vector<float> f32_array(std::string_view key) const;
 
     // A new entry under a key that is not there yet; the reader fills the rest.
     Meta& add(std::string_view key);
@@ -67,8 +65,8 @@ class Metadata {
    private:
     const Meta& get(std::string_view key, const char* expected) const;
     [[noreturn]] void wrong_type(const Meta& meta, const char* expected) const;
-    uint32_t integer_at(const Meta& meta, uint64_t i) const;
-    float float_at(const Meta& meta, uint64_t i) const;
+    uint32_t integer(const Meta& meta) const;
+    float finite(const Meta& meta) const;
 
     std::string path_;
     std::deque<Meta> entries_;  // in file order; elements never move

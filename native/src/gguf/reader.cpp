@@ -16,6 +16,9 @@ static_assert(std::endian::native == std::endian::little, "GGUF values are read 
 
 constexpr uint64_t longest_key = 65535, longest_tensor_name = 64;  // bytes; the specification's limits
 constexpr uint32_t default_alignment = 32;
+// Metadata entries, and tensors, of one file. Real ones have some hundreds to some ten thousand; without a limit, the
+// tables in memory could become ten times as large as the file.
+constexpr uint64_t most_entries = 65536;
 // The least a metadata entry (length, 1 byte of key, type, value) and a tensor's row in the table take.
 constexpr uint64_t min_meta_bytes = 8 + 1 + 4 + 1, min_tensor_bytes = 8 + 1 + 4 + 8 + 4 + 8;
 
@@ -53,10 +56,10 @@ class Reader {
         const uint32_t version = read_version();
         const uint64_t n_tensors = cursor_.read<uint64_t>("the number of tensors");
         const uint64_t n_meta = cursor_.read<uint64_t>("the number of metadata entries");
-        cursor_.checked_count(n_meta, min_meta_bytes, "metadata entries");
+        check_table(n_meta, min_meta_bytes, "metadata entries");
         for (uint64_t i = 0; i < n_meta; ++i) read_meta(i);
         const uint32_t alignment = read_alignment();
-        cursor_.checked_count(n_tensors, min_tensor_bytes, "tensors");
+        check_table(n_tensors, min_tensor_bytes, "tensors");
         for (uint64_t i = 0; i < n_tensors; ++i) read_tensor(i);
         place_tensors(alignment);
         return {version, alignment, bytes_.size(), std::move(metadata_), std::move(tensors_)};
@@ -69,6 +72,13 @@ class Reader {
 
     [[noreturn]] void bad_tensor(std::string_view name, const std::string& what) const {
         fail(FASA_ERROR_FORMAT, "%s: tensor %s: %s", file_.c_str(), printable(name).c_str(), what.c_str());
+    }
+
+    void check_table(uint64_t n, uint64_t min_bytes, const char* what) const {
+        if (cursor_.checked_count(n, min_bytes, what) > most_entries) {
+            fail(FASA_ERROR_UNSUPPORTED, "%s: %llu %s; supported are up to %llu", file_.c_str(), number(n), what,
+                 number(most_entries));
+        }
     }
 
     uint32_t read_version() {
