@@ -29,8 +29,8 @@ inline __m256i dot_signed(__m256i q, __m256i a) { return dot_unsigned(_mm256_abs
 
 // 16 bytes as 32 nibbles: the low ones first.
 inline __m256i nibbles(const uint8_t* p) {
-    const __m128i bytes = load_half_bytes(p);
-    return _mm256_and_si256(_mm256_set_m128i(_mm_srli_epi16(bytes, 4), bytes), _mm256_set1_epi8(15));
+    const __m256i twice = _mm256_broadcastsi128_si256(load_half_bytes(p));
+    return _mm256_and_si256(_mm256_srlv_epi64(twice, _mm256_setr_epi64x(0, 0, 4, 4)), _mm256_set1_epi8(15));
 }
 // Bits SHIFT and up of each byte, masked; a negative SHIFT moves to the left.
 template <int SHIFT>
@@ -52,16 +52,21 @@ inline __m256i fifth_bits(const uint8_t* qh) {
 inline __m256i iq4_values(__m256i index) {
     return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(load_half_bytes(IQ4_VALUES)), index);
 }
-inline __m256i minus(__m256i bytes, int x) { return _mm256_sub_epi8(bytes, _mm256_set1_epi8(static_cast<char>(x))); }
 
-// Simple formats: `bytes` of the block's 32 values, `scale`, and `offset` where the format has one.
+// Eight small unsigned or signed bytes as floats.
+inline __m256 floats_u8(__m128i bytes) { return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(bytes)); }
+inline __m256 floats_s8(__m128i bytes) { return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes)); }
+inline __m256 times(float x, __m256 v) { return _mm256_mul_ps(_mm256_set1_ps(x), v); }
+
+// Simple formats: `bytes` are the block's 32 values; the offset is -center * scale, or the block's own.
 template <class Block>
 struct Simple;
 
 template <>
 struct Simple<BlockQ4_0> {
-    static constexpr bool is_signed = true, has_offset = false;
-    static __m256i bytes(const BlockQ4_0& b) { return minus(nibbles(b.qs), 8); }
+    static constexpr bool is_signed = false, has_offset = true;
+    static __m256i bytes(const BlockQ4_0& b) { return nibbles(b.qs); }
+    static constexpr float center = 8;
 };
 template <>
 struct Simple<BlockQ4_1> {
@@ -70,8 +75,9 @@ struct Simple<BlockQ4_1> {
 };
 template <>
 struct Simple<BlockQ5_0> {
-    static constexpr bool is_signed = true, has_offset = false;
-    static __m256i bytes(const BlockQ5_0& b) { return minus(_mm256_or_si256(nibbles(b.qs), fifth_bits(b.qh)), 16); }
+    static constexpr bool is_signed = false, has_offset = true;
+    static __m256i bytes(const BlockQ5_0& b) { return _mm256_or_si256(nibbles(b.qs), fifth_bits(b.qh)); }
+    static constexpr float center = 16;
 };
 template <>
 struct Simple<BlockQ5_1> {
@@ -89,14 +95,47 @@ struct Simple<BlockIQ4_NL> {
     static __m256i bytes(const BlockIQ4_NL& b) { return iq4_values(nibbles(b.qs)); }
 };
 
+template <class Block>
+inline float simple_offset(const Block& b) {
+    if constexpr (requires { b.m; })
+        return half(b.m);
+    else
+        return -Simple<Block>::center * half(b.d);
+}
+
 // Super-blocks: `bytes<I>` are values 32 I to 32 I + 31; `scales` gives scale and offset of each group, eight a vector.
 template <class Block>
 struct Super;
 
-// Eight small unsigned or signed bytes as floats.
-inline __m256 floats_u8(__m128i bytes) { return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(bytes)); }
-inline __m256 floats_s8(__m128i bytes) { return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes)); }
-inline __m256 times(float x, __m256 v) { return _mm256_mul_ps(_mm256_set1_ps(x), v); }
+// Eight blocks of a simple format are a super-block too.
+template <class Block>
+struct Eight {
+    Block blocks[8];
+};
+
+template <class Block>
+struct Super<Eight<Block>> {
+    static constexpr int group = 32;
+    static constexpr bool is_signed = Simple<Block>::is_signed, has_offset = Simple<Block>::has_offset;
+    static void scales(const Eight<Block>& b, __m256* scale, __m256* offset) {
+        scale[0] = halves(b.blocks, [](const Block& block) { return block.d; });
+        if constexpr (requires(Block x) { x.m; })
+            offset[0] = halves(b.blocks, [](const Block& block) { return block.m; });
+        else if constexpr (has_offset)
+            offset[0] = times(-Simple<Block>::center, scale[0]);
+    }
+    template <int I>
+    static __m256i bytes(const Eight<Block>& b) {
+        return Simple<Block>::bytes(b.blocks[I]);
+    }
+
+   private:
+    template <class Field>
+    static __m256 halves(const Block* b, Field field) {
+        const auto get = [&](int i) { return static_cast<short>(field(b[i])); };
+        return _mm256_cvtph_ps(_mm_setr_epi16(get(0), get(1), get(2), get(3), get(4), get(5), get(6), get(7)));
+    }
+};
 
 // The 6-bit scales and mins of Q4_K and Q5_K.
 template <class Block>
@@ -210,5 +249,21 @@ struct Super<BlockIQ4_XS> {
         return iq4_values(nibbles(b.qs + I * 16));
     }
 };
+
+// A simple format's blocks are also worked on by eights.
+template <class Block>
+inline constexpr bool is_simple = requires(const Block& b) {
+    Simple<Block>::bytes(b);
+};
+template <class Block, bool SIMPLE = is_simple<Block>>
+struct SuperBlockOf {
+    using Type = Block;
+};
+template <class Block>
+struct SuperBlockOf<Block, true> {
+    using Type = Eight<Block>;
+};
+template <class Block>
+using SuperOf = typename SuperBlockOf<Block>::Type;
 
 }  // namespace fasa::cpu::FASA_ISA
