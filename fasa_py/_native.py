@@ -53,7 +53,8 @@ def _load() -> tuple[Any, Any]:
         raise ImportError(f"cannot load the fasa engine {path}: {error}. Reinstall fasa_py (pip install .)") from error
     if lib.fasa_abi_version() != lib.FASA_ABI_VERSION:
         raise ImportError(
-            f"{path} has ABI version {lib.fasa_abi_version()}, this package needs {lib.FASA_ABI_VERSION}: reinstall fasa_py"
+            f"{path} has ABI version {lib.fasa_abi_version()}, this package needs {lib.FASA_ABI_VERSION}: "
+            "reinstall fasa_py"
         )
     return ffi, lib
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypedDict
+from typing import Any, TypedDict
 
 from ._native import ffi
 from .errors import CancelledError
@@ -102,6 +102,12 @@ class GenerateOptions(TypedDict, total=False):
     echo: bool
     logit_bias: Mapping[int, float] | None
     progress: Progress | None
+
+
+class ChatOptions(GenerateOptions, total=False):
+    """The same of :meth:`fasa_py.Llama.chat`."""
+
+    template_variables: Mapping[str, Any] | None
 
 
 @dataclass(frozen=True)

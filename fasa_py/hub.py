@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import re
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
@@ -51,8 +50,8 @@ def download(
     pattern: str,
     *,
     revision: str | None = None,
-    cache_dir: str | os.PathLike[str] | None = None,
-    local_dir: str | os.PathLike[str] | None = None,
+    cache_dir: str | Path | None = None,
+    local_dir: str | Path | None = None,
     token: str | bool | None = None,
 ) -> Path:
     """Fetch the model that matches the pattern, unless it is in the cache; the path of its (first) file.
@@ -77,7 +76,7 @@ def download(
 
 
 def _from_cache(
-    repo_id: str, pattern: str, revision: str | None, cache_dir: str | os.PathLike[str] | None, reason: Exception
+    repo_id: str, pattern: str, revision: str | None, cache_dir: str | Path | None, reason: Exception
 ) -> Path:
     try:
         folder = Path(

@@ -16,10 +16,10 @@ import numpy as np
 import numpy.typing as npt
 
 from . import compat
-from .chat import ChatTemplate
+from .chat import ChatTemplate, encode_chat
 from .errors import ContextFullError
 from .gate import Gate
-from .generation import Completion, GenerateOptions, Generation, Piece, Request
+from .generation import ChatOptions, Completion, GenerateOptions, Generation, Piece, Request
 from .gguf import GGUF
 from .model import Context, Model, ModelInfo, Plan, Progress
 from .openai import OpenAIStyle
@@ -166,8 +166,8 @@ class Llama(OpenAIStyle):
         *,
         filename: str | None = None,
         revision: str | None = None,
-        cache_dir: str | os.PathLike[str] | None = None,
-        local_dir: str | os.PathLike[str] | None = None,
+        cache_dir: str | Path | None = None,
+        local_dir: str | Path | None = None,
         token: str | bool | None = None,
         **options: Any,
     ) -> Llama:
@@ -269,7 +269,7 @@ class Llama(OpenAIStyle):
                 f"a prompt is a text, a list of token ids or a list of messages, not {type(prompt).__name__}"
             )
         elif len(prompt) > 0 and isinstance(prompt[0], Mapping):
-            ids = self.chat_template.encode_chat(prompt)
+            ids = self._chat_tokens(prompt)  # type: ignore[arg-type]
         else:
             ids = prompt  # type: ignore[assignment]
         ids = self._checked_tokens(ids)
@@ -383,17 +383,17 @@ class Llama(OpenAIStyle):
 
     @overload
     def chat(
-        self, messages: Sequence[Message], *, stream: Literal[False] = False, **options: Unpack[GenerateOptions]
+        self, messages: Sequence[Message], *, stream: Literal[False] = False, **options: Unpack[ChatOptions]
     ) -> Completion: ...
 
     @overload
     def chat(
-        self, messages: Sequence[Message], *, stream: Literal[True], **options: Unpack[GenerateOptions]
+        self, messages: Sequence[Message], *, stream: Literal[True], **options: Unpack[ChatOptions]
     ) -> TextStream: ...
 
     @overload
     def chat(
-        self, messages: Sequence[Message], *, stream: bool, **options: Unpack[GenerateOptions]
+        self, messages: Sequence[Message], *, stream: bool, **options: Unpack[ChatOptions]
     ) -> Completion | TextStream: ...
 
     def chat(
@@ -401,16 +401,25 @@ class Llama(OpenAIStyle):
         messages: Sequence[Message],
         *,
         stream: bool = False,
+        template_variables: Mapping[str, Any] | None = None,
         **options: Unpack[GenerateOptions],
     ) -> Completion | TextStream:
         """The model's answer to a conversation: :meth:`generate` through the chat template, without a length limit.
 
         :param messages: ``[{"role": "user", "content": "..."}, ...]``
-        :raises ValueError: the list is empty or holds something other than messages
+        :param template_variables: what the template knows besides, e.g. ``{"enable_thinking": False}``
+        :raises ValueError: the list is empty, or the template refuses the conversation
+        :raises UnsupportedError: the file has no chat template and none was given
         """
-        if isinstance(messages, str) or not messages or not all(isinstance(m, Mapping) for m in messages):
+        if isinstance(messages, (str, bytes)) or not messages or not all(isinstance(m, Mapping) for m in messages):
             raise ValueError('messages must be a non-empty list of {"role": ..., "content": ...}')
-        return self.generate(messages, stream=stream, **{"max_tokens": None, **options})
+        self._require_open()
+        tokens = self._chat_tokens(messages, template_variables)
+        options.setdefault("max_tokens", None)
+        return self.generate(tokens, stream=stream, **options)
+
+    def _chat_tokens(self, messages: Sequence[Message], variables: Mapping[str, Any] | None = None) -> list[int]:
+        return encode_chat(self._vocabulary.tokenizer, self.chat_template, messages, **(variables or {}))
 
     def _run(self, generation: Generation) -> Generator[Piece, None, None]:
         with self._turn(), closing(generation.pieces()) as pieces:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 import uuid
-from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from typing import Any
@@ -15,19 +14,15 @@ from .generation import Completion, TokenLogprob
 _RANDOM_SEEDS = (None, -1, 0xFFFFFFFF)  # llama.cpp's spellings of "a new one each time"
 
 
-class OpenAIStyle(ABC):
-    """``create_completion``, ``create_chat_completion`` and ``__call__`` on top of :meth:`generate` and :meth:`chat`.
+class OpenAIStyle:
+    """``create_completion``, ``create_chat_completion`` and ``__call__`` on top of ``generate`` and ``chat``.
 
     Options that are not implemented raise UnsupportedError instead of being ignored.
     """
 
     path: Any
-
-    @abstractmethod
-    def generate(self, prompt: Any, *, stream: Any = False, **options: Any) -> Any: ...
-
-    @abstractmethod
-    def chat(self, messages: Any, *, stream: Any = False, **options: Any) -> Any: ...
+    generate: Any
+    chat: Any
 
     def create_completion(
         self,

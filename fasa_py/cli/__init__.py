@@ -30,7 +30,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The command line, one subcommand a module."""
     parser = _Parser(prog="fasa", description="Run GGUF models on this machine, with long contexts.")
     parser.add_argument("--version", action="version", version=f"fasa {__version__}")
-    common = argparse.ArgumentParser(add_help=False)
+    common = _Parser(add_help=False)
     common.add_argument("--debug", action="store_true", help="show the traceback of an error")
     common.add_argument("-v", "--verbose", action="store_true", help="say on stderr what is loaded, and the speed")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)

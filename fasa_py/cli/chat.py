@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 
 from ..errors import ContextFullError
 from ..llama import Llama
@@ -56,10 +57,8 @@ def _lines() -> Iterator[str | None]:
     if not sys.stdin.isatty():
         yield from (line.rstrip("\n") for line in sys.stdin)
         return
-    try:
+    with suppress(ImportError):
         import readline  # noqa: F401  # line editing for input()
-    except ImportError:
-        pass
     while True:
         try:
             yield input("> ")

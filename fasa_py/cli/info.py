@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
 
 def kv_bytes_per_token(metadata: Mapping[str, Any]) -> int | None:
     """Bytes that a token's keys and values take over all layers, as f16; None when the metadata does not say."""
-    arch = metadata.get("general.architecture")
+    arch = _text(metadata, "general.architecture")
 
     def count(key: str, default: int | None = None) -> int:
         value = metadata.get(f"{arch}.{key}", default)
@@ -66,18 +66,18 @@ def kv_bytes_per_token(metadata: Mapping[str, Any]) -> int | None:
 
 
 def _kv_rows(metadata: Mapping[str, Any], kv_bytes: int) -> list[tuple[object, ...]]:
-    trained = metadata.get(f"{metadata.get('general.architecture')}.context_length")
+    trained = metadata.get(f"{_text(metadata, 'general.architecture')}.context_length")
     contexts = {*_CONTEXTS, trained} if isinstance(trained, int) and trained > 0 else set(_CONTEXTS)
     return [(n, size(n * kv_bytes) + (" (trained)" if n == trained else "")) for n in sorted(contexts)]
 
 
 def _summary(gguf: GGUF) -> list[tuple[object, ...]]:
     metadata = gguf.metadata
-    arch = metadata.get("general.architecture", "(none)")
+    arch = _text(metadata, "general.architecture") or "(none)"
     archs, _ = supported()
     known = arch in archs.split(", ")
     rows: list[tuple[object, ...]] = [
-        ("name", metadata.get("general.name", "")),
+        ("name", _text(metadata, "general.name")),
         ("architecture", arch if known else f"{arch} (not supported; supported: {archs})"),
         ("file", f"GGUF version {gguf.version}, {gguf.n_files} file(s), {size(gguf.n_bytes)}"),
         ("parameters", sum(math.prod(tensor.shape) for tensor in gguf.tensors)),
@@ -90,8 +90,8 @@ def _summary(gguf: GGUF) -> list[tuple[object, ...]]:
             rows.append((key.replace("_", " ").replace(".", " "), _value(metadata[f"{arch}.{key}"])))
     tokens = metadata.get("tokenizer.ggml.tokens")
     n_tokens = f", {len(tokens)} tokens" if isinstance(tokens, (list, np.ndarray)) else ""
-    kind = metadata.get("tokenizer.ggml.model", "none")
-    rows.append(("vocabulary", f"{kind} {metadata.get('tokenizer.ggml.pre', '')}".strip() + n_tokens))
+    kind = [_text(metadata, "tokenizer.ggml.model") or "none", _text(metadata, "tokenizer.ggml.pre")]
+    rows.append(("vocabulary", " ".join(kind).strip() + n_tokens))
     rows.append(("chat template", "yes" if "tokenizer.chat_template" in metadata else "no"))
     return rows
 
@@ -106,8 +106,14 @@ def _types(tensors: list[TensorInfo]) -> list[tuple[object, ...]]:
     return [(name, n_tensors[name], n_weights[name], size(total)) for name, total in n_bytes.most_common()]
 
 
+def _text(metadata: Mapping[str, Any], key: str) -> str:
+    """A metadata text; empty when it is missing or no text."""
+    value = metadata.get(key)
+    return value if isinstance(value, str) else ""
+
+
 def _shape(tensor: TensorInfo) -> str:
-    return " × ".join(str(n) for n in tensor.shape)
+    return " x ".join(str(n) for n in tensor.shape)
 
 
 def _value(value: Any) -> object:
