@@ -71,7 +71,8 @@ void measure(DType type, const Settings& s, const Buffer& cold) {
     const WeightView w = weights.view();
     const std::vector<float> x = test::random_floats(s.n_tokens * s.n_in, 2);
     std::vector<float> y(static_cast<size_t>(s.n_tokens * s.n_out));
-    cpu::Linear linear(s.n_threads, s.n_tokens, s.n_in);
+    Team team(s.n_threads);
+    cpu::Linear linear(team, s.n_tokens, s.n_in);
 
     const size_t n_copies = std::max<size_t>(1, cold.n_bytes() / w.n_bytes());
     for (size_t i = 0; i < n_copies; ++i) {

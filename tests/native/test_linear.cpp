@@ -217,7 +217,8 @@ TEST(linear_runs_several_products_with_bias_and_sum) {
             const LinearOut out[] = {{q.view(), bias.data(), yq.data(), false},
                                      {k.view(), bias.data() + 8, yk.data(), true},
                                      {v.view(), nullptr, yv.data(), false}};
-            Linear linear(n_threads, n, n_in);
+            Team team(n_threads);
+            Linear linear(team, n, n_in);
             linear.run(out, 3, x.data(), n);
 
             Expected eq = in_double(q.view(), seen_by(FASA_DTYPE_Q4_K, x, a), n);

@@ -3,8 +3,6 @@
 #include <algorithm>
 #include <cmath>
 
-#include "base/parallel.h"
-
 namespace fasa::cpu {
 namespace {
 
@@ -53,12 +51,12 @@ size_t Attention::scratch_bytes(const OpsLimits& limits, int n_threads) {
     return arena.used();
 }
 
-Attention::Attention(const OpsLimits& limits, int n_threads)
+Attention::Attention(Team& team, const OpsLimits& limits)
     : kernels_(attention_kernels(cpu_info().isa)),
-      n_threads_(n_threads),
-      memory_(scratch_bytes(limits, n_threads), "attention scratch") {
+      team_(team),
+      memory_(scratch_bytes(limits, team.n_threads()), "attention scratch") {
     Arena arena(memory_.data());
-    scratch_ = take(arena, limits, n_threads);
+    scratch_ = take(arena, limits, team.n_threads());
 }
 
 void Attention::run(float* y, const float* q, int n_head, float scale, const KvView& kv, Rows rows) {
@@ -74,7 +72,7 @@ void Attention::decode(float* y, const float* q, int n_head, float scale, const 
     for (int h = 0; h < n_head; ++h) {
         for (int d = 0; d < head_dim; ++d) scratch_.q[h * stride + d] = q[h * head_dim + d] * scale;
     }
-    parallel_for(n_threads_, int64_t{kv.n_head_kv} * n_chunk, [&](int64_t task, int) {
+    team_.run(int64_t{kv.n_head_kv} * n_chunk, [&](int64_t task, int) {
         const int head_kv = static_cast<int>(task / n_chunk), c = static_cast<int>(task % n_chunk);
         const int first = c * kv_chunk, n_pos = std::min(kv_chunk, pos + 1 - first);
         const int64_t at = int64_t{c} * n_head + head_kv * group;
@@ -93,7 +91,7 @@ void Attention::prefill(float* y, const float* q, int n_head, float scale, const
     const int tile_rows = std::max(1, max_queries / heads_at_once);
     const int n_tile = (rows.n + tile_rows - 1) / tile_rows;
     const int n_part = (group + heads_at_once - 1) / heads_at_once;
-    parallel_for(n_threads_, int64_t{n_tile} * kv.n_head_kv * n_part, [&](int64_t task, int thread) {
+    team_.run(int64_t{n_tile} * kv.n_head_kv * n_part, [&](int64_t task, int thread) {
         // Later tiles see more, so they are started first.
         const int tile = n_tile - 1 - static_cast<int>(task / (int64_t{kv.n_head_kv} * n_part));
         const int head_kv = static_cast<int>(task % (int64_t{kv.n_head_kv} * n_part)) / n_part;

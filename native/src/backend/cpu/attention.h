@@ -3,12 +3,13 @@
 
 #include "backend/backend.h"
 #include "backend/cpu/attention_kernels.h"
+#include "base/team.h"
 
 namespace fasa::cpu {
 
 class Attention {
    public:
-    Attention(const OpsLimits& limits, int n_threads);
+    Attention(Team& team, const OpsLimits& limits);
 
     // y, q [rows.n][n_head][head_dim]; scores are multiplied by scale.
     void run(float* y, const float* q, int n_head, float scale, const KvView& kv, Rows rows);
@@ -28,7 +29,7 @@ class Attention {
     void prefill(float* y, const float* q, int n_head, float scale, const KvView& kv, Rows rows);
 
     const AttentionKernels& kernels_;
-    int n_threads_;
+    Team& team_;
     Buffer memory_;
     Scratch scratch_;
 };

@@ -8,7 +8,7 @@
 #include "backend/cpu/linear.h"
 #include "backend/cpu/quant.h"
 #include "base/cpu.h"
-#include "base/parallel.h"
+#include "base/team.h"
 
 namespace fasa {
 namespace cpu {
@@ -27,12 +27,12 @@ class CpuOps final : public Ops {
    public:
     CpuOps(const OpsLimits& limits, int n_threads)
         : kernels_(elementwise_kernels(cpu_info().isa)),
-          n_threads_(n_threads),
-          linear_(n_threads, limits.n_batch, limits.n_in_max),
-          attention_(limits, n_threads) {}
+          team_(n_threads),
+          linear_(team_, limits.n_batch, limits.n_in_max),
+          attention_(team_, limits) {}
 
     void embed(float* x, const WeightView& w, const int32_t* token, int n) override {
-        parallel_for(n_threads_, n, [&](int64_t i, int) {
+        team_.run(n, [&](int64_t i, int) {
             const auto* row = static_cast<const uint8_t*>(w.data) + static_cast<size_t>(token[i]) * w.row_bytes;
             dequantize_row(w.dtype, row, x + i * w.n_in, w.n_in);
         });
@@ -80,16 +80,19 @@ class CpuOps final : public Ops {
     }
 
    private:
-    static constexpr int64_t parallel_values = 32768;  // below this much work a parallel region costs more than it saves
+    static constexpr int64_t parallel_values = 32768;  // below this much work waking the team costs more than it saves
 
     template <class F>
     void for_rows(int64_t n_rows, int64_t row_values, F&& f) {
-        const int n_threads = n_rows * row_values < parallel_values ? 1 : n_threads_;
-        parallel_for(n_threads, n_rows, [&](int64_t i, int) { f(i); });
+        if (n_rows * row_values < parallel_values) {
+            for (int64_t i = 0; i < n_rows; ++i) f(i);
+        } else {
+            team_.run(n_rows, [&](int64_t i, int) { f(i); });
+        }
     }
 
     const ElementwiseKernels& kernels_;
-    int n_threads_;
+    Team team_;
     Linear linear_;
     Attention attention_;
 };

@@ -5,7 +5,6 @@
 #include "backend/cpu/linear_kernels.h"
 #include "base/buffer.h"
 #include "base/cpu.h"
-#include "base/parallel.h"
 
 namespace fasa::cpu {
 
@@ -46,22 +45,21 @@ const LinearKernels& linear_kernels() {
 }
 
 struct Linear::Impl {
-    int n_threads;
+    Team& team;
     const LinearKernels& kernels;
     Buffer buffer;
     Arena arena;
     Scratch scratch;
 
-    Impl(int threads, int n_max, int64_t n_in_max)
-        : n_threads(threads),
+    Impl(Team& t, int n_max, int64_t n_in_max)
+        : team(t),
           kernels(linear_kernels()),
-          buffer(scratch_bytes(threads, n_max, n_in_max), "scratch of the matrix products"),
+          buffer(scratch_bytes(t.n_threads(), n_max, n_in_max), "scratch of the matrix products"),
           arena(buffer.data()),
-          scratch(arena, kernels, threads, n_max, n_in_max) {}
+          scratch(arena, kernels, t.n_threads(), n_max, n_in_max) {}
 };
 
-Linear::Linear(int n_threads, int n_max, int64_t n_in_max)
-    : impl_(std::make_unique<Impl>(n_threads, n_max, n_in_max)) {}
+Linear::Linear(Team& team, int n_max, int64_t n_in_max) : impl_(std::make_unique<Impl>(team, n_max, n_in_max)) {}
 
 Linear::~Linear() = default;
 
@@ -74,7 +72,7 @@ size_t Linear::scratch_bytes(int n_threads, int n_max, int64_t n_in_max) {
 void Linear::run(const LinearOut* out, int n_products, const float* x, int n) {
     const LinearKernels& kernels = impl_->kernels;
     const Scratch& scratch = impl_->scratch;
-    const int n_threads = impl_->n_threads;
+    Team& team = impl_->team;
 
     bool quantized = false;
     int64_t n_rows = 0;
@@ -84,17 +82,17 @@ void Linear::run(const LinearOut* out, int n_products, const float* x, int n) {
     }
     if (quantized) {
         const int64_t n_values = static_cast<int64_t>(n) * out[0].w.n_in;
-        parallel_for(n_threads, ceil_div(n_values, QUANTIZE_PART), [&](int64_t part, int) {
+        team.run(ceil_div(n_values, QUANTIZE_PART), [&](int64_t part, int) {
             const int64_t begin = part * QUANTIZE_PART;
             kernels.quantize(x + begin, std::min(QUANTIZE_PART, n_values - begin), from(scratch.a, begin));
         });
     }
 
     const int64_t n_tiles = ceil_div(n_rows, kernels.tile);
-    const int64_t chunk = kernels.tile * std::max<int64_t>(1, n_tiles / (CHUNKS_PER_THREAD * n_threads));  // rows
+    const int64_t chunk = kernels.tile * std::max<int64_t>(1, n_tiles / (CHUNKS_PER_THREAD * team.n_threads()));  // rows
     int64_t n_chunks = 0;
     for (int p = 0; p < n_products; ++p) n_chunks += ceil_div(out[p].w.n_out, chunk);
-    parallel_for(n_threads, n_chunks, [&](int64_t c, int thread) {
+    team.run(n_chunks, [&](int64_t c, int thread) {
         int p = 0;
         for (; c >= ceil_div(out[p].w.n_out, chunk); ++p) c -= ceil_div(out[p].w.n_out, chunk);
         const int64_t begin = c * chunk, end = std::min(begin + chunk, out[p].w.n_out);

@@ -5,6 +5,7 @@
 #include <memory>
 
 #include "backend/views.h"
+#include "base/team.h"
 
 namespace fasa::cpu {
 
@@ -12,10 +13,10 @@ namespace fasa::cpu {
 class Linear {
    public:
     // n_max: rows of x in one call; n_in_max: values in a row.
-    Linear(int n_threads, int n_max, int64_t n_in_max);
+    Linear(Team& team, int n_max, int64_t n_in_max);
     ~Linear();
 
-    // All products share the input x [n][n_in], so it is quantised at most once. Products are run as one parallel region.
+    // All products share the input x [n][n_in], so it is quantised at most once. Products are run as one loop of the team.
     void run(const LinearOut* out, int n_products, const float* x, int n);
 
     // Bytes the constructor takes for these arguments.
