@@ -86,7 +86,6 @@ class BuildInfo:
     compiler: str
     cuda: bool
     cuda_reason: str
-    openmp: bool
     cpu_isa: str
     cpu_isa_reason: str
     cpu_isa_built: str

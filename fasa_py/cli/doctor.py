@@ -25,7 +25,6 @@ def run(_args: argparse.Namespace) -> int:
         ("compiler", build.compiler),
         ("CPU", f"{build.cpu_name}, {build.n_cores} usable core(s)"),
         ("instruction set", f"{build.cpu_isa} ({build.cpu_isa_reason}; built: {build.cpu_isa_built})"),
-        ("threads", "OpenMP" if build.openmp else "one only: built without OpenMP"),
         ("memory available", size(build.memory_available)),
         ("CUDA", f"{'built' if build.cuda else 'not built'}: {build.cuda_reason}"),
         ("device used", "cuda" if build.cuda else "cpu, because CUDA was not built"),

@@ -110,7 +110,6 @@ typedef struct fasa_build_info {
     const char * compiler;
     bool         cuda;                 /* built with the CUDA backend */
     const char * cuda_reason;          /* why it was, or was not */
-    bool         openmp;
     const char * cpu_isa;              /* instruction set in use: "scalar", "avx2", "avx512" */
     const char * cpu_isa_reason;       /* why that one: "detected" or "FASA_CPU=..." */
     const char * cpu_isa_built;        /* all that were built, comma-separated */

@@ -24,9 +24,6 @@ fasa_build_info fixed_build_info() {
 #endif
     info.cuda = FASA_CUDA_BUILT;
     info.cuda_reason = FASA_CUDA_REASON;
-#if defined(_OPENMP)
-    info.openmp = true;
-#endif
     return info;
 }
 
