@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 
@@ -52,6 +53,18 @@ class Engine:
 
     def truncate(self, n_tokens: int, seq: int = 0) -> None:
         check(lib.fasa_seq_truncate(self._context, seq, n_tokens))
+
+    def plan(self) -> Any:
+        """``fasa_plan`` of the context."""
+        out = ffi.new("fasa_plan *")
+        lib.fasa_context_plan(out, self._context)
+        return out
+
+    def stats(self) -> Any:
+        """``fasa_stats`` so far."""
+        out = ffi.new("fasa_stats *")
+        lib.fasa_stats_get(out, self._context)
+        return out
 
     def close(self) -> None:
         for handle in (self._context, self._model, self._file):

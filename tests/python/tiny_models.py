@@ -167,7 +167,7 @@ def tensors(model: TinyModel) -> dict[str, tuple[np.ndarray, str]]:
 
 
 def metadata(model: TinyModel) -> dict[str, Any]:
-    """Key -> value: int is written as u32, float as f32, str as a string, lists as arrays."""
+    """Key -> value: int is written as u32 (i32 if negative), float as f32, str as a string, lists as arrays."""
     m = model.sized()
     values: dict[str, Any] = {
         "general.name": f"tiny-{m.arch}-{m.dtype}-{m.rope}",
@@ -216,7 +216,7 @@ def add_metadata(writer: GGUFWriter, values: Mapping[str, Any]) -> None:
         if isinstance(value, bool):
             writer.add_bool(key, value)
         elif isinstance(value, int):
-            writer.add_uint32(key, value)
+            (writer.add_int32 if value < 0 else writer.add_uint32)(key, value)
         elif isinstance(value, float):
             writer.add_float32(key, value)
         elif isinstance(value, str):
@@ -232,9 +232,12 @@ def write(
     weights: Mapping[str, tuple[np.ndarray, str] | None] | None = None,
     arch: str | None = None,
 ) -> Path:
-    """Write the model. ``meta``, ``weights``: entries to replace or add, or (None) to leave out; ``arch``: its name."""
+    """Write the model. ``meta``, ``weights``: entries to replace or add, or (None) to leave out.
+
+    ``arch``: another name for the architecture, or "" to leave it out.
+    """
     values = {**metadata(model), **(meta or {})}
-    writer = GGUFWriter(path, arch or model.arch)
+    writer = GGUFWriter(path, model.arch if arch is None else arch)
     add_metadata(writer, {key: value for key, value in values.items() if value is not None})
     for name, tensor in {**tensors(model), **(weights or {})}.items():
         if tensor is not None:

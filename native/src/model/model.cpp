@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <string>
+#include <unordered_set>
 
 #include "backend/cpu/quant.h"
 #include "base/error.h"
@@ -49,6 +50,16 @@ class Loader {
         return p;
     }
 
+    // A tensor that nothing asked for would change the result if it were used (a bias, an expert, an extra layer).
+    void refuse_unused(const Hparams& h) const {
+        for (const gguf::Tensor& t : file_.tensors()) {
+            if (!used_.contains(&t)) {
+                fail(FASA_ERROR_UNSUPPORTED, "%s: tensor \"%s\" has no place in a %s network of %d layers as it is supported",
+                     file_.path().c_str(), t.name.c_str(), h.arch->name, h.n_layer);
+            }
+        }
+    }
+
     uint64_t n_params() const { return n_params_; }
     uint64_t n_bytes() const { return n_bytes_; }
     uint64_t fingerprint() const { return hash_.digest(); }
@@ -57,6 +68,7 @@ class Loader {
     // Every tensor's name, type, shape and its first and last bytes go into the fingerprint: enough to tell models and
     // quantisations apart without reading gigabytes.
     void count(const gguf::Tensor& t, int64_t n) {
+        used_.insert(&t);
         n_params_ += static_cast<uint64_t>(n);
         n_bytes_ += t.n_bytes;
         hash_.update(t.name.data(), t.name.size());
@@ -70,6 +82,7 @@ class Loader {
     }
 
     const gguf::File& file_;
+    std::unordered_set<const gguf::Tensor*> used_;
     uint64_t n_params_ = 0, n_bytes_ = 0;
     Hash64 hash_;
 };
@@ -143,6 +156,7 @@ std::shared_ptr<const Model> load_model(std::shared_ptr<const gguf::File> file, 
     model->output = model->file->find_tensor("output.weight") ? load.matrix("output.weight", h.n_embd, h.n_vocab)
                                                               : model->token_embd;
     const std::vector<float> factors = load_rope_freqs(load, *model->file, h);
+    load.refuse_unused(h);
     model->rope_freqs = !factors.empty();
     model->rope = make_rope(h, factors.empty() ? nullptr : factors.data());
     model->n_params = load.n_params();
