@@ -8,7 +8,6 @@ import sys
 import time
 
 from rich.console import Console
-from rich.table import Table
 
 from ..generation import Completion
 from ..llama import Llama
@@ -101,12 +100,9 @@ def _sum_up(console: Console, llm: Llama, completions: list[Completion], load_s:
     reading = completions[0].timings
     n_decoded = sum(c.timings.decode_tokens for c in completions)
     decode_s = sum(c.timings.decode_s for c in completions)
-    table = Table.grid(padding=(0, 2))
-    table.add_row("load", f"{load_s * 1e3:.0f} ms")
-    table.add_row("prefill", f"{reading.prefill_tokens_per_s:,.0f} tokens/s over {reading.prefill_tokens:,} tokens")
-    table.add_row("decode", f"{n_decoded / decode_s:,.0f} tokens/s, each after those {reading.prefill_tokens:,} tokens")
     weights, cache = llm.plan.weights_bytes / _MIB, llm.plan.kv_bytes / _MIB
-    table.add_row("memory", f"{weights:.0f} MiB weights, {cache:.0f} MiB KV cache of {llm.n_ctx:,} tokens")
-    table.add_row("", f"{_peak_memory():.0f} MiB at the peak, Python included")
-    console.print()
-    console.print(table)
+    console.print(f"\nload     {load_s * 1e3:.0f} ms")
+    console.print(f"prefill  {reading.prefill_tokens_per_s:,.0f} tokens/s over {reading.prefill_tokens:,} tokens")
+    console.print(f"decode   {n_decoded / decode_s:,.0f} tokens/s, each after those {reading.prefill_tokens:,} tokens")
+    console.print(f"memory   {weights:.0f} MiB weights, {cache:.0f} MiB KV cache of {llm.n_ctx:,} tokens")
+    console.print(f"         {_peak_memory():.0f} MiB at the peak, Python included")
