@@ -22,6 +22,7 @@ class TokenLogprob:
 
     token: int
     bytes: bytes  # of the token's text; maybe an incomplete UTF-8 sequence
+    special: bool  # a control token: it is not part of the text
     logprob: float | None  # None: the very first token of a sequence, which nothing predicts
     top: tuple[TokenLogprob, ...] = ()  # the most likely tokens at this place, the most likely first
 
@@ -231,26 +232,21 @@ class Generation:
         prompt = self._request.prompt
         if not self._request.logprobs:
             scores = self._context.score(seq, prompt, self._request.progress).tolist()
-            self._logprobs = [
-                TokenLogprob(token, self._vocabulary.token_bytes(token), score if i else None)
-                for i, (token, score) in enumerate(zip(prompt, scores, strict=True))
-            ]
+            self._logprobs = [self._entry(*pair) for pair in zip(prompt, [None, *scores[1:]], strict=True)]
             return
         for i, token in enumerate(prompt):
-            first = TokenLogprob(token, self._vocabulary.token_bytes(token), None)
-            self._logprobs.append(self._token_logprob(token) if i else first)
+            self._logprobs.append(self._token_logprob(token) if i else self._entry(token, None))
             self._context.decode(seq, [token])
 
     def _token_logprob(self, token: int) -> TokenLogprob:
         """Of a token, from the logits that predict it."""
         logs = log_softmax(self._context.logits)
-        top = top_tokens(logs, self._request.logprobs or 0)
-        return TokenLogprob(
-            token,
-            self._vocabulary.token_bytes(token),
-            float(logs[token]),
-            tuple(TokenLogprob(t, self._vocabulary.token_bytes(t), float(logs[t])) for t in top),
-        )
+        top = tuple(self._entry(t, float(logs[t])) for t in top_tokens(logs, self._request.logprobs or 0))
+        return self._entry(token, float(logs[token]), top)
+
+    def _entry(self, token: int, logprob: float | None, top: tuple[TokenLogprob, ...] = ()) -> TokenLogprob:
+        vocabulary = self._vocabulary
+        return TokenLogprob(token, vocabulary.token_bytes(token), vocabulary.is_special(token), logprob, top)
 
     def _piece(self, text: str) -> Piece:
         self._text.append(text)

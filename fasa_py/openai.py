@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
+from codecs import getincrementaldecoder
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from typing import Any
@@ -58,11 +59,10 @@ class OpenAIStyle:
         result = self.generate(prompt, stream=stream, echo=echo, logprobs=logprobs, **arguments)
         head = _head("cmpl", "text_completion", model or str(self.path))
         if stream:
-            return _text_chunks(head, result, logprobs)
+            return _text_chunks(head, result, logprobs is not None)
         completion: Completion = result
-        choice = _text_choice(
-            completion.text, _text_logprobs(completion.logprobs or [], 0, logprobs), completion.finish_reason
-        )
+        reported = None if completion.logprobs is None else _text_logprobs(completion.logprobs, _Offsets())
+        choice = _text_choice(completion.text, reported, completion.finish_reason)
         return {**head, "choices": [choice], "usage": _usage(completion)}
 
     __call__ = create_completion
@@ -161,17 +161,25 @@ def _text_choice(text: str, logprobs: dict[str, Any] | None, finish_reason: str 
     return {"text": text, "index": 0, "logprobs": logprobs, "finish_reason": finish_reason}
 
 
-def _text_logprobs(entries: Sequence[TokenLogprob], offset: int, asked: int | None) -> dict[str, Any] | None:
-    """The completions API's parallel lists. offset: characters before the first token."""
-    if asked is None:
-        return None
-    offsets = []
-    for entry in entries:
-        offsets.append(offset)
-        offset += len(entry.text)
+class _Offsets:
+    """Where each token starts in the text, in characters; one that only continues a character starts at its end."""
+
+    def __init__(self) -> None:
+        self._n = 0
+        self._decoder = getincrementaldecoder("utf-8")("replace")
+
+    def next(self, entry: TokenLogprob) -> int:
+        start = self._n
+        if not entry.special:
+            self._n += len(self._decoder.decode(entry.bytes))
+        return start
+
+
+def _text_logprobs(entries: Sequence[TokenLogprob], offsets: _Offsets) -> dict[str, Any]:
+    """The completions API's parallel lists."""
     return {
         "tokens": [entry.text for entry in entries],
-        "text_offset": offsets,
+        "text_offset": [offsets.next(entry) for entry in entries],
         "token_logprobs": [entry.logprob for entry in entries],
         "top_logprobs": [_top_logprobs(entry) for entry in entries],
     }
@@ -198,16 +206,13 @@ def _chat_logprobs(entries: Sequence[TokenLogprob] | None) -> dict[str, Any] | N
     return {"content": content, "refusal": None}
 
 
-def _text_chunks(head: dict[str, Any], stream: Any, logprobs: int | None) -> Generator[dict[str, Any], None, None]:
+def _text_chunks(head: dict[str, Any], stream: Any, logprobs: bool) -> Generator[dict[str, Any], None, None]:
     """One chunk a piece, then one with the finish_reason."""
-    offset = 0
+    offsets = _Offsets()
     with closing(stream):
         for piece in stream.pieces():
-            yield {
-                **head,
-                "choices": [_text_choice(piece.text, _text_logprobs(piece.logprobs, offset, logprobs), None)],
-            }
-            offset += sum(len(entry.text) for entry in piece.logprobs)
+            reported = _text_logprobs(piece.logprobs, offsets) if logprobs else None
+            yield {**head, "choices": [_text_choice(piece.text, reported, None)]}
         yield {**head, "choices": [_text_choice("", None, stream.completion.finish_reason)]}
 
 

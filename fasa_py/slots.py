@@ -9,6 +9,10 @@ import numpy.typing as npt
 
 from .model import Context
 
+# Of a prompt that is known already, the last few tokens are processed again: for the logits, and as many as make the
+# engine take the kernels of a batch, whose sums round as they did the first time. Same seed, same text.
+_N_AGAIN = 4
+
 
 def common_prefix(a: npt.NDArray[np.int32], b: npt.NDArray[np.int32]) -> int:
     """How many tokens two prompts share from the start."""
@@ -33,13 +37,14 @@ class Slots:
         return self._order[-1]
 
     def take(self, prompt: Sequence[int]) -> tuple[int, int]:
-        """A sequence that holds the first n tokens of the prompt, and n; at least one token is left to process.
+        """A sequence that holds the first n tokens of the prompt, and n; some tokens are always left to process.
 
         A sequence is cut back only when it reuses at least as much as it throws away; else the one that was
         used least recently gives way.
         """
         tokens = np.asarray(prompt, dtype=np.int32)
-        shared = {seq: min(common_prefix(self._context.tokens(seq), tokens), len(tokens) - 1) for seq in self._order}
+        most = max(len(tokens) - _N_AGAIN, 0)
+        shared = {seq: min(common_prefix(self._context.tokens(seq), tokens), most) for seq in self._order}
         seq = max(reversed(self._order), key=shared.__getitem__)
         if self._context.length(seq) - shared[seq] > shared[seq]:
             seq = self._order[0]

@@ -66,6 +66,9 @@ class Vocabulary:
     def token_bytes(self, token: int) -> bytes:
         return self._tokenizer.token_bytes(token) if self._tokenizer is not None else b""
 
+    def is_special(self, token: int) -> bool:
+        return self._tokenizer is not None and self._tokenizer.is_special(token)
+
     def text(self, tokens: Sequence[int]) -> str:
         """The text of tokens; empty without a vocabulary."""
         return self._tokenizer.decode(tokens) if self._tokenizer is not None else ""
