@@ -208,7 +208,7 @@ class TokenTable:
     def _read_special_ids(self) -> None:
         defaults: tuple[int | None, ...] = (None, None, None)
         if self.model == "llama":
-            defaults = (1, 2, 0)
+            defaults = (1, 2, 0 if self.types[0] == TokenType.UNKNOWN else None)
         elif self.model == "bert":
             defaults = (101, None, 100)
         bos, eos, unk = defaults

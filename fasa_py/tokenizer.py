@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Any, Protocol
 
 from .bpe import CHARACTER_BYTES, build_bpe, build_wordpiece
+from .gguf import GGUF
 from .special_tokens import SpecialTokens
 from .spm import SpmEncoder
 from .stream import StreamDecoder
@@ -55,8 +56,6 @@ class Tokenizer:
 
     def __init__(self, source: str | os.PathLike[str] | MetadataSource) -> None:
         if isinstance(source, (str, os.PathLike)):
-            from .gguf import GGUF  # loads the engine, which an object with metadata does without
-
             with GGUF(source) as file:
                 self._table = table = TokenTable(file.metadata)
         else:
