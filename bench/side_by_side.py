@@ -37,7 +37,7 @@ class Ours:
     variants = ("",)
 
     def __init__(self, path: str, n_ctx: int, n_threads: int) -> None:
-        sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "tests" / "python")]
+        sys.path.insert(0, str(REPOSITORY / "tests" / "python"))
         from engine import Engine
 
         self.engine = Engine(path, n_ctx=n_ctx, n_batch=N_PREFILL, n_threads=n_threads)
@@ -79,8 +79,8 @@ class Peer:
         context = self.contexts[variant]
         for start in range(0, len(tokens), N_PREFILL):
             part = tokens[start : start + N_PREFILL]
-            batch = self.llama.llama_batch_get_one((self.c.c_int32 * len(part))(*part), len(part))
-            if self.llama.llama_decode(context, batch) != 0:
+            array = (self.c.c_int32 * len(part))(*part)  # the batch only points to it
+            if self.llama.llama_decode(context, self.llama.llama_batch_get_one(array, len(part))) != 0:
                 raise RuntimeError("llama_decode failed")
         self.llama.llama_synchronize(context)
 
@@ -141,6 +141,7 @@ class Worker:
         self._answer()
 
     def ask(self, **request: Any) -> dict[str, Any]:
+        time.sleep(0.1)  # until the other engine's threads have stopped spinning
         assert self.process.stdin is not None
         self.process.stdin.write(json.dumps(request) + "\n")
         self.process.stdin.flush()
@@ -218,10 +219,9 @@ def table(results: list[dict[str, Any]], bandwidth: float, n_threads: int) -> st
         for title, figure in result["figures"].items():
             m = figure["medians"]
             share = figure.get("bytes_per_token", 0) * m["ours"] / (bandwidth * 1e9)
-            lines.append(
-                f"| {result['model']} | {title} | {m['ours']:.2f} "
-                f"| {m['peer flash off']:.2f} | {m['peer flash on']:.2f} | {figure['ratio']:.2f} | {f'{share:.0%}' if share else ''} |"
-            )
+            cells = [m["ours"], m["peer flash off"], m["peer flash on"], figure["ratio"]]
+            numbers = " | ".join(f"{value:.2f}" for value in cells)
+            lines.append(f"| {result['model']} | {title} | {numbers} | {f'{share:.0%}' if share else ''} |")
     lines += ["", "| model | file MB | KV MB | our peak MB | above file + KV |", "| --- | ---: | ---: | ---: | ---: |"]
     for result in results:
         file, kv, peak = (result[key] / 1e6 for key in ("file_bytes", "kv_bytes", "peak_bytes"))
