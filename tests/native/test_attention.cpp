@@ -100,7 +100,8 @@ TEST(attention_decode_chunks) {
     for (const Isa isa : runnable()) {
         for (const int head_dim : {64, 128, 80, 20, 2, 256}) {
             for (const int n_q : {1, 2, 3, 4, 5, 7}) {
-                for (const int n_pos : {1, 31, 32, 33, 200, kv_chunk}) check_chunk(attention_kernels(isa), n_q, head_dim, n_pos);
+                for (const int n_pos : {1, 31, 32, 33, 200, kv_chunk})
+                    check_chunk(attention_kernels(isa), n_q, head_dim, n_pos);
             }
         }
     }
@@ -210,7 +211,8 @@ TEST(rotation_and_halves_match_the_reference) {
 
                 std::vector<uint16_t> half(head.size()), half_reference(head.size());
                 elementwise_kernels(isa).to_half(half.data(), head.data(), static_cast<int64_t>(head.size()));
-                elementwise_kernels(Isa::scalar).to_half(half_reference.data(), head.data(), static_cast<int64_t>(head.size()));
+                elementwise_kernels(Isa::scalar)
+                    .to_half(half_reference.data(), head.data(), static_cast<int64_t>(head.size()));
                 CHECK(half == half_reference);
             }
         }

@@ -13,8 +13,8 @@ namespace fasa {
 
 // The largest shapes that the ops of a context will see; all workspace follows from them.
 struct OpsLimits {
-    int n_batch;                        // rows in one call
-    int64_t n_in_max;                   // values in an input row of `linear`
+    int n_batch;       // rows in one call
+    int64_t n_in_max;  // values in an input row of `linear`
     int n_head, n_head_kv, head_dim;
     int n_ctx;
 };
@@ -31,8 +31,8 @@ class Ops {
     // Products that share the input x [n][n_in]: y = x wᵀ (+ bias) (+ y).
     virtual void linear(const LinearOut* out, int n_products, const float* x, int n) = 0;
     // Rotates q [n][n_head][head_dim] in place, and k [n][n_head_kv][head_dim] into the cache with v (same shape).
-    virtual void rope_store(float* q, const float* k, const float* v, int n_head, const RopeView& rope, const KvView& kv,
-                            Rows rows) = 0;
+    virtual void rope_store(float* q, const float* k, const float* v, int n_head, const RopeView& rope,
+                            const KvView& kv, Rows rows) = 0;
     // Causal attention of rotated q over everything cached up to each row's position. y, q [n][n_head][head_dim]
     virtual void attend_dense(float* y, const float* q, int n_head, float scale, const KvView& kv, Rows rows) = 0;
     // gate = silu(gate) * up, n values

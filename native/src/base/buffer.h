@@ -13,7 +13,8 @@ class Buffer {
     // Throws Error(MEMORY) naming `what` and the size when the system refuses.
     Buffer(size_t n_bytes, const char* what);
     ~Buffer();
-    Buffer(Buffer&& other) noexcept : data_(std::exchange(other.data_, nullptr)), n_bytes_(std::exchange(other.n_bytes_, 0)) {}
+    Buffer(Buffer&& other) noexcept
+        : data_(std::exchange(other.data_, nullptr)), n_bytes_(std::exchange(other.n_bytes_, 0)) {}
     Buffer& operator=(Buffer&& other) noexcept {
         std::swap(data_, other.data_);
         std::swap(n_bytes_, other.n_bytes_);

@@ -15,28 +15,66 @@ inline constexpr int QK = 32;     // values in a block of the simple types
 inline constexpr int QK_K = 256;  // values in a super-block of the K types
 
 // Half-precision numbers are kept as their bits; base/half.h converts.
-struct BlockQ4_0 { uint16_t d; uint8_t qs[QK / 2]; };
-struct BlockQ4_1 { uint16_t d, m; uint8_t qs[QK / 2]; };
-struct BlockQ5_0 { uint16_t d; uint8_t qh[4], qs[QK / 2]; };
-struct BlockQ5_1 { uint16_t d, m; uint8_t qh[4], qs[QK / 2]; };
-struct BlockQ8_0 { uint16_t d; int8_t qs[QK]; };
-struct BlockQ2_K { uint8_t scales[QK_K / 16], qs[QK_K / 4]; uint16_t d, dmin; };
-struct BlockQ3_K { uint8_t hmask[QK_K / 8], qs[QK_K / 4], scales[12]; uint16_t d; };
-struct BlockQ4_K { uint16_t d, dmin; uint8_t scales[12], qs[QK_K / 2]; };
-struct BlockQ5_K { uint16_t d, dmin; uint8_t scales[12], qh[QK_K / 8], qs[QK_K / 2]; };
-struct BlockQ6_K { uint8_t ql[QK_K / 2], qh[QK_K / 4]; int8_t scales[QK_K / 16]; uint16_t d; };
-struct BlockIQ4_NL { uint16_t d; uint8_t qs[QK / 2]; };
-struct BlockIQ4_XS { uint16_t d, scales_h; uint8_t scales_l[QK_K / 64], qs[QK_K / 2]; };
+struct BlockQ4_0 {
+    uint16_t d;
+    uint8_t qs[QK / 2];
+};
+struct BlockQ4_1 {
+    uint16_t d, m;
+    uint8_t qs[QK / 2];
+};
+struct BlockQ5_0 {
+    uint16_t d;
+    uint8_t qh[4], qs[QK / 2];
+};
+struct BlockQ5_1 {
+    uint16_t d, m;
+    uint8_t qh[4], qs[QK / 2];
+};
+struct BlockQ8_0 {
+    uint16_t d;
+    int8_t qs[QK];
+};
+struct BlockQ2_K {
+    uint8_t scales[QK_K / 16], qs[QK_K / 4];
+    uint16_t d, dmin;
+};
+struct BlockQ3_K {
+    uint8_t hmask[QK_K / 8], qs[QK_K / 4], scales[12];
+    uint16_t d;
+};
+struct BlockQ4_K {
+    uint16_t d, dmin;
+    uint8_t scales[12], qs[QK_K / 2];
+};
+struct BlockQ5_K {
+    uint16_t d, dmin;
+    uint8_t scales[12], qh[QK_K / 8], qs[QK_K / 2];
+};
+struct BlockQ6_K {
+    uint8_t ql[QK_K / 2], qh[QK_K / 4];
+    int8_t scales[QK_K / 16];
+    uint16_t d;
+};
+struct BlockIQ4_NL {
+    uint16_t d;
+    uint8_t qs[QK / 2];
+};
+struct BlockIQ4_XS {
+    uint16_t d, scales_h;
+    uint8_t scales_l[QK_K / 64], qs[QK_K / 2];
+};
 
 static_assert(sizeof(BlockQ4_0) == 18 && sizeof(BlockQ4_1) == 20 && sizeof(BlockQ5_0) == 22 && sizeof(BlockQ5_1) == 24);
-static_assert(sizeof(BlockQ8_0) == 34 && sizeof(BlockQ2_K) == 84 && sizeof(BlockQ3_K) == 110 && sizeof(BlockQ4_K) == 144);
+static_assert(sizeof(BlockQ8_0) == 34 && sizeof(BlockQ2_K) == 84 && sizeof(BlockQ3_K) == 110 &&
+              sizeof(BlockQ4_K) == 144);
 static_assert(sizeof(BlockQ5_K) == 176 && sizeof(BlockQ6_K) == 210 && sizeof(BlockIQ4_NL) == 18);
 static_assert(sizeof(BlockIQ4_XS) == 136);
 
 struct DTypeTraits {
-    const char* name;     // "Q4_K"; nullptr: the number is not a supported type
-    int block_values;     // values in a block
-    size_t block_bytes;   // bytes of a block
+    const char* name;    // "Q4_K"; nullptr: the number is not a supported type
+    int block_values;    // values in a block
+    size_t block_bytes;  // bytes of a block
 };
 
 // Traits of a GGUF type number; name is nullptr for one that is not supported.

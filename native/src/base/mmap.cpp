@@ -45,4 +45,14 @@ MappedFile::~MappedFile() {
 MappedFile::MappedFile(MappedFile&& other) noexcept
     : data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)) {}
 
+void read_ahead(const void* data, size_t n_bytes) {
+    const auto page = static_cast<uintptr_t>(::sysconf(_SC_PAGESIZE));
+    const uintptr_t begin = reinterpret_cast<uintptr_t>(data) / page * page;
+    const size_t length = reinterpret_cast<uintptr_t>(data) + n_bytes - begin;
+#ifdef MADV_POPULATE_READ
+    if (::madvise(reinterpret_cast<void*>(begin), length, MADV_POPULATE_READ) == 0) return;
+#endif
+    ::madvise(reinterpret_cast<void*>(begin), length, MADV_WILLNEED);
+}
+
 }  // namespace fasa

@@ -26,4 +26,8 @@ class MappedFile {
     size_t size_ = 0;
 };
 
+// Brings the pages of a mapping into memory now instead of at their first use. A wish: failure shows nowhere but in
+// time.
+void read_ahead(const void* data, size_t n_bytes);
+
 }  // namespace fasa

@@ -69,7 +69,8 @@ void Team::run_tasks(int64_t n, Invoke invoke, void* body) {
 void Team::help(int thread) {
     uint64_t ticket = ticket_.load(std::memory_order_acquire);
     while ((ticket & left_mask) != 0) {
-        if (!ticket_.compare_exchange_weak(ticket, ticket - 1, std::memory_order_acq_rel, std::memory_order_acquire)) continue;
+        if (!ticket_.compare_exchange_weak(ticket, ticket - 1, std::memory_order_acq_rel, std::memory_order_acquire))
+            continue;
         const int64_t n = n_tasks_;  // cannot change before this task is done
         invoke_(body_, n - static_cast<int64_t>(ticket & left_mask), thread);
         if (done_.fetch_add(1, std::memory_order_acq_rel) + 1 == static_cast<uint32_t>(n)) done_.notify_one();

@@ -30,8 +30,12 @@ class Team {
             for (int64_t task = 0; task < n; ++task) f(task, 0);
             return;
         }
-        run_tasks(n, [](void* body, int64_t task, int thread) { (*static_cast<std::remove_reference_t<F>*>(body))(task, thread); },
-                  const_cast<void*>(static_cast<const void*>(&f)));
+        run_tasks(
+            n,
+            [](void* body, int64_t task, int thread) {
+                (*static_cast<std::remove_reference_t<F>*>(body))(task, thread);
+            },
+            const_cast<void*>(static_cast<const void*>(&f)));
     }
 
    private:
@@ -47,8 +51,8 @@ class Team {
     void* body_ = nullptr;
     int64_t n_tasks_ = 0;
 
-    // Loop number in the upper half, tasks not yet taken in the lower: a thread that wakes up late cannot take a task of
-    // a loop that it did not mean, and what a task needs cannot change before that task is done.
+    // Loop number in the upper half, tasks not yet taken in the lower: a thread that wakes up late cannot take a task
+    // of a loop that it did not mean, and what a task needs cannot change before that task is done.
     alignas(64) std::atomic<uint64_t> ticket_ = 0;
     alignas(64) std::atomic<uint32_t> done_ = 0;
     alignas(64) std::atomic<uint32_t> loop_ = 0;  // what sleeping threads wait on

@@ -12,17 +12,22 @@ std::unique_ptr<Device> make_device(const fasa_model_params& params) {
     }
     switch (params.device) {
         case FASA_DEVICE_AUTO:
-        case FASA_DEVICE_CPU: return make_cpu_device(params.n_threads);
-        case FASA_DEVICE_CUDA: fail(FASA_ERROR_UNSUPPORTED, "this build has no CUDA backend (%s)", FASA_CUDA_REASON);
+        case FASA_DEVICE_CPU:
+            return make_cpu_device(params.n_threads);
+        case FASA_DEVICE_CUDA:
+            fail(FASA_ERROR_UNSUPPORTED, "this build has no CUDA backend (%s)", FASA_CUDA_REASON);
     }
     fail(FASA_ERROR_ARGUMENT, "unknown device kind %d", static_cast<int>(params.device));
 }
 
 const char* scaling_name(const Model& model) {
     switch (model.h.rope_scaling) {
-        case RopeScaling::linear: return "linear";
-        case RopeScaling::yarn: return "yarn";
-        case RopeScaling::none: break;
+        case RopeScaling::linear:
+            return "linear";
+        case RopeScaling::yarn:
+            return "yarn";
+        case RopeScaling::none:
+            break;
     }
     return model.rope_freqs ? "freqs" : "none";
 }

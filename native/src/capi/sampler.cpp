@@ -30,8 +30,8 @@ fasa_status fasa_sampler_create(fasa_sampler** out, const fasa_sampler_params* p
 
 void fasa_sampler_free(fasa_sampler* sampler) { delete sampler; }
 
-fasa_status fasa_sample(int32_t* out, fasa_sampler* sampler, const float* logits, int32_t n_vocab, const int32_t* previous,
-                        int32_t n_previous) {
+fasa_status fasa_sample(int32_t* out, fasa_sampler* sampler, const float* logits, int32_t n_vocab,
+                        const int32_t* previous, int32_t n_previous) {
     return guard([&] {
         require(out, "out");
         require(sampler, "sampler");
@@ -39,7 +39,8 @@ fasa_status fasa_sample(int32_t* out, fasa_sampler* sampler, const float* logits
         if (n_vocab <= 0 || n_previous < 0 || (n_previous > 0 && !previous)) {
             fail(FASA_ERROR_ARGUMENT, "n_vocab is %d and n_previous is %d", n_vocab, n_previous);
         }
-        *out = sampler->sampler.sample({logits, static_cast<size_t>(n_vocab)}, {previous, static_cast<size_t>(n_previous)});
+        *out = sampler->sampler.sample({logits, static_cast<size_t>(n_vocab)},
+                                       {previous, static_cast<size_t>(n_previous)});
     });
 }
 

@@ -8,11 +8,11 @@ namespace fasa {
 
 // Activations of a batch, taken once. n is the batch size.
 struct Activations {
-    float *x, *normed;           // [n][n_embd]
-    float *q, *attended;         // [n][n_head][head_dim]
-    float *k, *v;                // [n][n_head_kv][head_dim]
-    float *gate, *up;            // [n][n_ff]
-    float *cos, *sin;            // [n][n_rot / 2]
+    float *x, *normed;    // [n][n_embd]
+    float *q, *attended;  // [n][n_head][head_dim]
+    float *k, *v;         // [n][n_head_kv][head_dim]
+    float *gate, *up;     // [n][n_ff]
+    float *cos, *sin;     // [n][n_rot / 2]
 
     static Activations take(Arena& arena, const Hparams& h, int n);
 };

@@ -4,6 +4,7 @@
 #include <iterator>
 
 #include "base/error.h"
+#include "gguf/cursor.h"
 
 namespace fasa {
 namespace {
@@ -61,7 +62,7 @@ const Arch& find_arch(const gguf::File& file) {
         if (name == arch.name) return arch;
     }
     fail(FASA_ERROR_UNSUPPORTED, "%s: architecture \"%s\" is not supported; supported are: %s", file.path().c_str(),
-         name.c_str(), supported_archs());
+         gguf::printable(name).c_str(), supported_archs());
 }
 
 void read_rope(Hparams& h, const Reader& r) {
@@ -80,8 +81,8 @@ void read_rope(Hparams& h, const Reader& r) {
     } else if (*type == "yarn") {
         h.rope_scaling = RopeScaling::yarn;
     } else {
-        fail(FASA_ERROR_UNSUPPORTED, "%s: RoPE scaling \"%.*s\" is not supported; supported are: none, linear, yarn",
-             r.file().path().c_str(), static_cast<int>(type->size()), type->data());
+        fail(FASA_ERROR_UNSUPPORTED, "%s: RoPE scaling \"%s\" is not supported; supported are: none, linear, yarn",
+             r.file().path().c_str(), gguf::printable(*type).c_str());
     }
     if (h.rope_scaling == RopeScaling::none) h.rope_factor = 1.0f;
 
@@ -103,7 +104,8 @@ int32_t read_n_vocab(const Reader& r) {
     const auto n_tokens = file.find_array_size("tokenizer.ggml.tokens");
     const auto stated = file.find_u32(r.key("vocab_size"));
     if (n_tokens && *n_tokens != static_cast<uint64_t>(n_vocab)) {
-        fail(FASA_ERROR_FORMAT, "%s: \"tokenizer.ggml.tokens\" lists %llu tokens, but \"token_embd.weight\" has %lld rows",
+        fail(FASA_ERROR_FORMAT,
+             "%s: \"tokenizer.ggml.tokens\" lists %llu tokens, but \"token_embd.weight\" has %lld rows",
              file.path().c_str(), static_cast<unsigned long long>(*n_tokens), static_cast<long long>(n_vocab));
     }
     if (!n_tokens && stated && *stated != static_cast<uint64_t>(n_vocab)) {
@@ -150,17 +152,20 @@ Hparams read_hparams(const gguf::File& file) {
     h.n_head_kv = r.count_or("attention.head_count_kv", h.n_head, 1u << 16);
     h.norm_eps = r.positive("attention.layer_norm_rms_epsilon");
     if (h.n_head % h.n_head_kv != 0) {
-        fail(FASA_ERROR_FORMAT, "%s: %d query heads cannot share %d KV heads evenly (\"%s\", \"%s\")", file.path().c_str(),
-             h.n_head, h.n_head_kv, r.key("attention.head_count").c_str(), r.key("attention.head_count_kv").c_str());
+        fail(FASA_ERROR_FORMAT, "%s: %d query heads cannot share %d KV heads evenly (\"%s\", \"%s\")",
+             file.path().c_str(), h.n_head, h.n_head_kv, r.key("attention.head_count").c_str(),
+             r.key("attention.head_count_kv").c_str());
     }
     h.head_dim = r.count_or("attention.key_length", h.n_embd / h.n_head, max_head_dim);
-    if (!file.has(r.key("attention.key_length")) && (h.n_embd % h.n_head != 0 || h.head_dim < 1 || h.head_dim > max_head_dim)) {
+    if (!file.has(r.key("attention.key_length")) &&
+        (h.n_embd % h.n_head != 0 || h.head_dim < 1 || h.head_dim > max_head_dim)) {
         fail(FASA_ERROR_FORMAT, "%s: width %d does not divide into %d heads of at most %d dims (\"%s\")",
              file.path().c_str(), h.n_embd, h.n_head, max_head_dim, r.key("attention.head_count").c_str());
     }
     h.n_rot = r.count_or("rope.dimension_count", h.head_dim, max_head_dim);
     if (h.n_rot > h.head_dim || h.n_rot % 2 != 0) {
-        fail(FASA_ERROR_FORMAT, "%s: RoPE over %d dims does not fit heads of %d dims: an even number up to that is expected",
+        fail(FASA_ERROR_FORMAT,
+             "%s: RoPE over %d dims does not fit heads of %d dims: an even number up to that is expected",
              file.path().c_str(), h.n_rot, h.head_dim);
     }
     read_rope(h, r);

@@ -11,10 +11,10 @@ namespace fasa {
 
 // What sets one architecture apart from the others of its family.
 struct Arch {
-    const char* name;         // general.architecture
+    const char* name;  // general.architecture
     RopeLayout rope_layout;
-    bool qkv_bias;            // attn_{q,k,v}.bias must exist (elsewhere they are used when they do)
-    bool qk_norm;             // attn_{q,k}_norm.weight over each head must exist
+    bool qkv_bias;  // attn_{q,k,v}.bias must exist (elsewhere they are used when they do)
+    bool qk_norm;   // attn_{q,k}_norm.weight over each head must exist
 };
 
 enum class RopeScaling { none, linear, yarn };
@@ -25,9 +25,9 @@ struct Hparams {
     float norm_eps;
     float rope_freq_base;
     RopeScaling rope_scaling;
-    float rope_factor;        // context extension: positions are divided by it
-    int32_t rope_ctx_orig;    // yarn: context before the extension
-    float rope_attn_factor;   // yarn: extra factor on cos and sin
+    float rope_factor;       // context extension: positions are divided by it
+    int32_t rope_ctx_orig;   // yarn: context before the extension
+    float rope_attn_factor;  // yarn: extra factor on cos and sin
     float yarn_ext_factor, yarn_beta_fast, yarn_beta_slow;
 };
 

@@ -6,8 +6,10 @@
 #include <unordered_set>
 
 #include "backend/cpu/quant.h"
+#include "base/cpu.h"
 #include "base/error.h"
 #include "base/hash.h"
+#include "base/mmap.h"
 
 namespace fasa {
 namespace {
@@ -20,8 +22,9 @@ class Loader {
         const gguf::Tensor& t = file_.tensor(name);
         if (t.n_dims > 2 || t.dims[0] != n_in || t.dims[1] != n_out) {
             fail(FASA_ERROR_FORMAT, "%s: tensor \"%s\" has shape [%lld, %lld%s], expected [%lld, %lld]",
-                 file_.path().c_str(), name.c_str(), static_cast<long long>(t.dims[0]), static_cast<long long>(t.dims[1]),
-                 t.n_dims > 2 ? ", ..." : "", static_cast<long long>(n_in), static_cast<long long>(n_out));
+                 file_.path().c_str(), name.c_str(), static_cast<long long>(t.dims[0]),
+                 static_cast<long long>(t.dims[1]), t.n_dims > 2 ? ", ..." : "", static_cast<long long>(n_in),
+                 static_cast<long long>(n_out));
         }
         count(t, n_in * n_out);
         return {t.dtype, t.data, n_in, n_out, dtype_row_bytes(t.dtype, n_in)};
@@ -54,7 +57,8 @@ class Loader {
     void refuse_unused(const Hparams& h) const {
         for (const gguf::Tensor& t : file_.tensors()) {
             if (!used_.contains(&t)) {
-                fail(FASA_ERROR_UNSUPPORTED, "%s: tensor \"%s\" has no place in a %s network of %d layers as it is supported",
+                fail(FASA_ERROR_UNSUPPORTED,
+                     "%s: tensor \"%s\" has no place in a %s network of %d layers as it is supported",
                      file_.path().c_str(), t.name.c_str(), h.arch->name, h.n_layer);
             }
         }
@@ -89,7 +93,8 @@ class Loader {
 
 Layer load_layer(Loader& load, const Hparams& h, int32_t i) {
     const std::string blk = "blk." + std::to_string(i) + ".";
-    const int64_t n_q = static_cast<int64_t>(h.n_head) * h.head_dim, n_kv = static_cast<int64_t>(h.n_head_kv) * h.head_dim;
+    const int64_t n_q = static_cast<int64_t>(h.n_head) * h.head_dim,
+                  n_kv = static_cast<int64_t>(h.n_head_kv) * h.head_dim;
     Layer l;
     l.attn_norm = load.vector(blk + "attn_norm.weight", h.n_embd);
     l.attn_q = load.projection(blk + "attn_q", h.n_embd, n_q, h.arch->qkv_bias);
@@ -120,21 +125,37 @@ std::vector<float> load_rope_freqs(Loader& load, const gguf::File& file, const H
 
 uint64_t settings_hash(const Hparams& h, uint64_t weights) {
     Hash64 hash;
-    const double settings[] = {double(h.n_head), double(h.n_head_kv), double(h.head_dim), double(h.n_rot),
-                               h.norm_eps, h.rope_freq_base, double(h.rope_scaling), h.rope_factor,
-                               double(h.rope_ctx_orig), h.rope_attn_factor, h.yarn_ext_factor, h.yarn_beta_fast,
-                               h.yarn_beta_slow};
+    const double settings[] = {
+        double(h.n_head),  double(h.n_head_kv),    double(h.head_dim), double(h.n_rot),         h.norm_eps,
+        h.rope_freq_base,  double(h.rope_scaling), h.rope_factor,      double(h.rope_ctx_orig), h.rope_attn_factor,
+        h.yarn_ext_factor, h.yarn_beta_fast,       h.yarn_beta_slow};
     hash.update(h.arch->name, std::char_traits<char>::length(h.arch->name));
     hash.update(settings, sizeof settings);
     hash.update(&weights, sizeof weights);
     return hash.digest();
 }
 
+// Reads the whole file now, where the caller sees it progress, instead of during the first tokens. Weights larger than
+// the memory stay on disk and are read as they are used.
+void read_weights(const Model& model, const std::function<bool(float)>& progress) {
+    constexpr uint64_t piece = 64 << 20;  // bytes between two looks at whether to go on
+    const bool fits = model.n_bytes < memory_available();
+    uint64_t done = 0;
+    for (const gguf::Tensor& t : model.file->tensors()) {
+        for (uint64_t at = 0; at < t.n_bytes; at += piece) {
+            const uint64_t n = std::min(piece, t.n_bytes - at);
+            if (fits) read_ahead(static_cast<const uint8_t*>(t.data) + at, n);
+            done += n;
+            if (!progress(static_cast<float>(done) / static_cast<float>(model.n_bytes))) {
+                fail(FASA_ERROR_CANCELLED, "loading was cancelled");
+            }
+        }
+    }
+}
+
 }  // namespace
 
-uint64_t Model::pass_bytes() const {
-    return n_bytes - (token_embd.data == output.data ? 0 : token_embd.n_bytes());
-}
+uint64_t Model::pass_bytes() const { return n_bytes - (token_embd.data == output.data ? 0 : token_embd.n_bytes()); }
 
 std::shared_ptr<const Model> load_model(std::shared_ptr<const gguf::File> file, std::unique_ptr<Device> device,
                                         const std::function<bool(float)>& progress) {
@@ -146,12 +167,7 @@ std::shared_ptr<const Model> load_model(std::shared_ptr<const gguf::File> file, 
 
     Loader load(*model->file);
     model->token_embd = load.matrix("token_embd.weight", h.n_embd, h.n_vocab);
-    for (int32_t i = 0; i < h.n_layer; ++i) {
-        if (!progress(static_cast<float>(i) / static_cast<float>(h.n_layer))) {
-            fail(FASA_ERROR_CANCELLED, "loading was cancelled");
-        }
-        model->layers.push_back(load_layer(load, h, i));
-    }
+    for (int32_t i = 0; i < h.n_layer; ++i) model->layers.push_back(load_layer(load, h, i));
     model->output_norm = load.vector("output_norm.weight", h.n_embd);
     model->output = model->file->find_tensor("output.weight") ? load.matrix("output.weight", h.n_embd, h.n_vocab)
                                                               : model->token_embd;
@@ -162,7 +178,7 @@ std::shared_ptr<const Model> load_model(std::shared_ptr<const gguf::File> file, 
     model->n_params = load.n_params();
     model->n_bytes = load.n_bytes();
     model->fingerprint = settings_hash(h, load.fingerprint());
-    progress(1.0f);
+    read_weights(*model, progress);
     return model;
 }
 

@@ -21,8 +21,8 @@ struct Projection {
 };
 
 struct Layer {
-    std::vector<float> attn_norm, ffn_norm;      // [n_embd]
-    std::vector<float> attn_q_norm, attn_k_norm; // [head_dim] or empty
+    std::vector<float> attn_norm, ffn_norm;       // [n_embd]
+    std::vector<float> attn_q_norm, attn_k_norm;  // [head_dim] or empty
     Projection attn_q, attn_k, attn_v, attn_output;
     Projection ffn_gate, ffn_up, ffn_down;
 };
@@ -32,13 +32,13 @@ struct Model {
     std::unique_ptr<Device> device;
     Hparams h;
     Rope rope;
-    bool rope_freqs = false;       // the file carries frequency factors
-    WeightView token_embd;         // [n_vocab][n_embd]
-    WeightView output;             // [n_vocab][n_embd]; token_embd when tied
+    bool rope_freqs = false;  // the file carries frequency factors
+    WeightView token_embd;    // [n_vocab][n_embd]
+    WeightView output;        // [n_vocab][n_embd]; token_embd when tied
     std::vector<float> output_norm;
     std::vector<Layer> layers;
     uint64_t n_params = 0, n_bytes = 0;
-    uint64_t fingerprint = 0;      // of shapes, settings and sampled weight bytes: refuses another model's state
+    uint64_t fingerprint = 0;  // of shapes, settings and sampled weight bytes: refuses another model's state
 
     int32_t n_embd_q() const { return h.n_head * h.head_dim; }
     int32_t n_embd_kv() const { return h.n_head_kv * h.head_dim; }

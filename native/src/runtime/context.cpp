@@ -20,7 +20,8 @@ fasa_plan checked_plan(const Model& model, const fasa_context_params& params) {
     const fasa_plan plan = make_plan(model, params);
     if (!plan.fits) {
         fail(FASA_ERROR_MEMORY,
-             "out of memory: a context of %d tokens needs %.1f MiB (KV cache %.1f, scratch %.1f), but %.1f MiB are available "
+             "out of memory: a context of %d tokens needs %.1f MiB (KV cache %.1f, scratch %.1f), but %.1f MiB are "
+             "available "
              "beside the weights; n_ctx = %d would fit",
              plan.n_ctx, static_cast<double>(plan.kv_bytes + plan.scratch_bytes) / 0x1p20,
              static_cast<double>(plan.kv_bytes) / 0x1p20, static_cast<double>(plan.scratch_bytes) / 0x1p20,
@@ -99,8 +100,8 @@ void Context::check_tokens(int32_t seq, std::span<const int32_t> tokens) const {
     }
     for (size_t i = 0; i < tokens.size(); ++i) {
         if (tokens[i] < 0 || tokens[i] >= model_->h.n_vocab) {
-            fail(FASA_ERROR_ARGUMENT, "token %d at index %zu is out of range: the vocabulary has %d tokens", tokens[i], i,
-                 model_->h.n_vocab);
+            fail(FASA_ERROR_ARGUMENT, "token %d at index %zu is out of range: the vocabulary has %d tokens", tokens[i],
+                 i, model_->h.n_vocab);
         }
     }
 }
@@ -153,7 +154,8 @@ void Context::decode(int32_t seq, std::span<const int32_t> tokens, const Progres
 void Context::score(float* logprob, int32_t seq, std::span<const int32_t> tokens, const Progress& progress) {
     check_tokens(seq, tokens);
     const int32_t n_vocab = model_->h.n_vocab, n_rows = std::min(n_score_rows, params_.n_batch);
-    logprob[0] = logits_seq_ == seq ? log_probability(logits_, n_vocab, tokens[0]) : std::numeric_limits<float>::quiet_NaN();
+    logprob[0] =
+        logits_seq_ == seq ? log_probability(logits_, n_vocab, tokens[0]) : std::numeric_limits<float>::quiet_NaN();
     run(seq, tokens, progress, [&](size_t done, std::span<const int32_t> batch) {
         const int32_t n = static_cast<int32_t>(batch.size());
         for (int32_t row = 0; row < n; row += n_rows) {

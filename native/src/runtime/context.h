@@ -55,10 +55,10 @@ class Context {
     Buffer memory_;
     std::unique_ptr<Ops> ops_;
     Activations activations_;
-    float* logits_;              // [n_score_rows][n_vocab]; row 0 is what logits() shows
-    int32_t* history_;           // [n_seq][n_ctx]
+    float* logits_;                // [n_score_rows][n_vocab]; row 0 is what logits() shows
+    int32_t* history_;             // [n_seq][n_ctx]
     std::vector<int32_t> length_;  // [n_seq]
-    int32_t logits_seq_ = -1;    // whose last token the logits follow; -1: none
+    int32_t logits_seq_ = -1;      // whose last token the logits follow; -1: none
     std::atomic<bool> cancelled_ = false;
     std::unique_ptr<CancelPoll> poll_;
 };

@@ -37,7 +37,8 @@ int32_t largest_n_ctx(const Model& model, const fasa_context_params& params, uin
 }
 
 void check_range(const char* name, int32_t value, int32_t max) {
-    if (value < 0 || value > max) fail(FASA_ERROR_ARGUMENT, "%s is %d, expected 0 (the default) to %d", name, value, max);
+    if (value < 0 || value > max)
+        fail(FASA_ERROR_ARGUMENT, "%s is %d, expected 0 (the default) to %d", name, value, max);
 }
 
 }  // namespace
@@ -52,7 +53,8 @@ fasa_context_params resolve(const Model& model, fasa_context_params params) {
         const uint64_t available = available_beside_weights(model);
         params.n_ctx = largest_n_ctx(model, params, available, model.h.n_ctx_train);
         if (params.n_ctx == 0) {
-            fail(FASA_ERROR_MEMORY, "out of memory: not even one token of context fits in the %.1f MiB left beside the weights",
+            fail(FASA_ERROR_MEMORY,
+                 "out of memory: not even one token of context fits in the %.1f MiB left beside the weights",
                  static_cast<double>(available) / 0x1p20);
         }
     }

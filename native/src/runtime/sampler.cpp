@@ -11,7 +11,9 @@ namespace {
 
 constexpr float minus_infinity = -std::numeric_limits<float>::infinity();
 
-constexpr auto better = [](const auto& a, const auto& b) { return a.logit != b.logit ? a.logit > b.logit : a.id < b.id; };
+constexpr auto better = [](const auto& a, const auto& b) {
+    return a.logit != b.logit ? a.logit > b.logit : a.id < b.id;
+};
 
 void check(bool ok, const char* name, float value, const char* expected) {
     if (!ok) fail(FASA_ERROR_ARGUMENT, "%s is %g, expected %s", name, static_cast<double>(value), expected);
@@ -24,10 +26,12 @@ Sampler::Sampler(const fasa_sampler_params& p) : params_(p), random_(p.seed) {
     check(p.top_k >= 0, "top_k", static_cast<float>(p.top_k), "0 (off) or more");
     check(p.top_p >= 0 && p.top_p <= 1, "top_p", p.top_p, "0 to 1 (1: off)");
     check(p.min_p >= 0 && p.min_p <= 1, "min_p", p.min_p, "0 (off) to 1");
-    check(p.repeat_penalty >= 0 && std::isfinite(p.repeat_penalty), "repeat_penalty", p.repeat_penalty, "a positive number (1: off)");
+    check(p.repeat_penalty >= 0 && std::isfinite(p.repeat_penalty), "repeat_penalty", p.repeat_penalty,
+          "a positive number (1: off)");
     check(std::isfinite(p.presence_penalty), "presence_penalty", p.presence_penalty, "a finite number");
     check(std::isfinite(p.frequency_penalty), "frequency_penalty", p.frequency_penalty, "a finite number");
-    check(p.penalty_window >= -1, "penalty_window", static_cast<float>(p.penalty_window), "-1 (all), 0 (the default) or more");
+    check(p.penalty_window >= -1, "penalty_window", static_cast<float>(p.penalty_window),
+          "-1 (all), 0 (the default) or more");
     check(p.n_bias == 0 || (p.bias_token && p.bias), "n_bias", static_cast<float>(p.n_bias), "0 without bias arrays");
     for (int32_t i = 0; i < p.n_bias; ++i) {
         check(!std::isnan(p.bias[i]) && p.bias[i] < std::numeric_limits<float>::infinity(), "bias", p.bias[i],
@@ -62,8 +66,8 @@ void Sampler::load(std::span<const float> logits) {
 }
 
 void Sampler::require_finite() const {
-    const bool finite = std::any_of(candidates_.begin(), candidates_.end(),
-                                    [](const Candidate& c) { return std::isfinite(c.logit); });
+    const bool finite =
+        std::any_of(candidates_.begin(), candidates_.end(), [](const Candidate& c) { return std::isfinite(c.logit); });
     if (!finite) {
         fail(FASA_ERROR, "no token can be chosen: all are banned by logit_bias, or the model's logits are not finite");
     }
@@ -72,7 +76,8 @@ void Sampler::require_finite() const {
 void Sampler::apply_bias() {
     for (const auto& [token, bias] : bias_) {
         if (token < 0 || static_cast<size_t>(token) >= candidates_.size()) {
-            fail(FASA_ERROR_ARGUMENT, "logit bias for token %d: the vocabulary has %zu tokens", token, candidates_.size());
+            fail(FASA_ERROR_ARGUMENT, "logit bias for token %d: the vocabulary has %zu tokens", token,
+                 candidates_.size());
         }
         candidates_[token].logit += bias;
     }
@@ -101,7 +106,8 @@ int32_t Sampler::greedy() const { return std::min_element(candidates_.begin(), c
 void Sampler::keep_top_k() {
     const size_t k = static_cast<size_t>(params_.top_k);
     if (k == 0 || k >= candidates_.size()) return;
-    std::nth_element(candidates_.begin(), candidates_.begin() + static_cast<std::ptrdiff_t>(k - 1), candidates_.end(), better);
+    std::nth_element(candidates_.begin(), candidates_.begin() + static_cast<std::ptrdiff_t>(k - 1), candidates_.end(),
+                     better);
     candidates_.resize(k);
 }
 
@@ -131,7 +137,8 @@ void Sampler::keep_min_p() {
 
 int32_t Sampler::draw() {
     // By id, so that the outcome does not depend on how the steps before left the order.
-    std::sort(candidates_.begin(), candidates_.end(), [](const Candidate& a, const Candidate& b) { return a.id < b.id; });
+    std::sort(candidates_.begin(), candidates_.end(),
+              [](const Candidate& a, const Candidate& b) { return a.id < b.id; });
     const float top = std::min_element(candidates_.begin(), candidates_.end(), better)->logit;
     weight_.resize(candidates_.size());
     double total = 0;

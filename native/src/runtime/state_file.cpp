@@ -85,7 +85,8 @@ void write_state(const std::string& path, uint64_t fingerprint, const KvStore& k
     writer.finish(path);
 }
 
-StateFile::StateFile(const std::string& path, uint64_t fingerprint, int32_t n_vocab, const KvShape& shape) : file_(path) {
+StateFile::StateFile(const std::string& path, uint64_t fingerprint, int32_t n_vocab, const KvShape& shape)
+    : file_(path) {
     const auto bytes = file_.bytes();
     Header header;
     if (bytes.size() < sizeof header + sizeof(uint64_t)) {
@@ -103,8 +104,8 @@ StateFile::StateFile(const std::string& path, uint64_t fingerprint, int32_t n_vo
     if (std::memcmp(&header, &expected, sizeof header) != 0) {
         fail(FASA_ERROR_FORMAT, "%s was saved with another model or quantisation", path.c_str());
     }
-    const uint64_t n_expected = sizeof header + sizeof(uint64_t) +
-                                uint64_t{header.n_tokens} * (sizeof(int32_t) + shape.token_bytes());
+    const uint64_t n_expected =
+        sizeof header + sizeof(uint64_t) + uint64_t{header.n_tokens} * (sizeof(int32_t) + shape.token_bytes());
     if (bytes.size() != n_expected) {
         fail(FASA_ERROR_FORMAT, "%s is damaged: it has %zu bytes, and %u tokens need %llu", path.c_str(), bytes.size(),
              header.n_tokens, static_cast<unsigned long long>(n_expected));
@@ -116,13 +117,15 @@ StateFile::StateFile(const std::string& path, uint64_t fingerprint, int32_t n_vo
         fail(FASA_ERROR_FORMAT, "%s is damaged: its checksum does not match", path.c_str());
     }
     if (header.n_tokens > static_cast<uint32_t>(shape.n_ctx)) {
-        fail(FASA_ERROR_CONTEXT_FULL, "%s holds %u tokens, but n_ctx is %d", path.c_str(), header.n_tokens, shape.n_ctx);
+        fail(FASA_ERROR_CONTEXT_FULL, "%s holds %u tokens, but n_ctx is %d", path.c_str(), header.n_tokens,
+             shape.n_ctx);
     }
     n_tokens_ = static_cast<int32_t>(header.n_tokens);
     for (int32_t i = 0; i < n_tokens_; ++i) {
         int32_t token;
         std::memcpy(&token, bytes.data() + sizeof header + i * sizeof token, sizeof token);
-        if (token < 0 || token >= n_vocab) fail(FASA_ERROR_FORMAT, "%s holds the token %d, out of range", path.c_str(), token);
+        if (token < 0 || token >= n_vocab)
+            fail(FASA_ERROR_FORMAT, "%s holds the token %d, out of range", path.c_str(), token);
     }
 }
 

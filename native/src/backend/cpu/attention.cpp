@@ -78,8 +78,8 @@ void Attention::decode(float* y, const float* q, int n_head, float scale, const 
         const int64_t at = int64_t{c} * n_head + head_kv * group;
         SoftmaxState* state = scratch_.state + at;
         for (int i = 0; i < group; ++i) state[i].values = scratch_.values + (at + i) * stride;
-        kernels_.chunk(scratch_.q + int64_t{head_kv} * group * stride, group, head_dim, kv.row(seq, head_kv, first), n_pos,
-                       state);
+        kernels_.chunk(scratch_.q + int64_t{head_kv} * group * stride, group, head_dim, kv.row(seq, head_kv, first),
+                       n_pos, state);
     });
     for (int h = 0; h < n_head; ++h) merge(y + int64_t{h} * head_dim, scratch_.state + h, n_chunk, n_head, head_dim);
 }

@@ -18,9 +18,9 @@ class Attention {
 
    private:
     struct Scratch {
-        float* tiles;       // [n_threads] of tile_values
-        float* q;           // decode: [n_head][padded(head_dim)]
-        float* values;      // decode: [n_chunk][n_head][padded(head_dim)]
+        float* tiles;         // [n_threads] of tile_values
+        float* q;             // decode: [n_head][padded(head_dim)]
+        float* values;        // decode: [n_chunk][n_head][padded(head_dim)]
         SoftmaxState* state;  // decode: [n_chunk][n_head]
     };
     static Scratch take(Arena& arena, const OpsLimits& limits, int n_threads);

@@ -8,9 +8,9 @@
 
 namespace fasa::cpu {
 
-inline constexpr int max_lanes = 16;   // floats in the widest vector; row lengths in scratch are padded to it
-inline constexpr int kv_chunk = 512;   // positions in one task of decode, whatever the number of threads
-inline constexpr int kv_tile = 64;     // positions in one step of prefill
+inline constexpr int max_lanes = 16;     // floats in the widest vector; row lengths in scratch are padded to it
+inline constexpr int kv_chunk = 512;     // positions in one task of decode, whatever the number of threads
+inline constexpr int kv_tile = 64;       // positions in one step of prefill
 inline constexpr int max_queries = 128;  // query rows in one task of prefill
 
 inline int padded(int n) { return (n + max_lanes - 1) / max_lanes * max_lanes; }
@@ -38,8 +38,14 @@ inline int64_t tile_scratch(int head_dim) {
 
 const AttentionKernels& attention_kernels(Isa isa);
 
-namespace scalar { extern const AttentionKernels attention; }
-namespace avx2 { extern const AttentionKernels attention; }
-namespace avx512 { extern const AttentionKernels attention; }
+namespace scalar {
+extern const AttentionKernels attention;
+}
+namespace avx2 {
+extern const AttentionKernels attention;
+}
+namespace avx512 {
+extern const AttentionKernels attention;
+}
 
 }  // namespace fasa::cpu

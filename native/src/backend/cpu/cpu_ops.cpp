@@ -102,7 +102,8 @@ class CpuDevice final : public Device {
     explicit CpuDevice(int n_threads) : n_threads_(n_threads > 0 ? n_threads : cpu_info().n_cores) {}
 
     std::string name() const override {
-        return "cpu (" + cpu_info().name + ", " + std::to_string(n_threads_) + (n_threads_ == 1 ? " thread)" : " threads)");
+        return "cpu (" + cpu_info().name + ", " + std::to_string(n_threads_) +
+               (n_threads_ == 1 ? " thread)" : " threads)");
     }
     int n_threads() const override { return n_threads_; }
     std::unique_ptr<Ops> make_ops(const OpsLimits& limits) const override {

@@ -20,8 +20,14 @@ struct ElementwiseKernels {
 
 const ElementwiseKernels& elementwise_kernels(Isa isa);
 
-namespace scalar { extern const ElementwiseKernels elementwise; }
-namespace avx2 { extern const ElementwiseKernels elementwise; }
-namespace avx512 { extern const ElementwiseKernels elementwise; }
+namespace scalar {
+extern const ElementwiseKernels elementwise;
+}
+namespace avx2 {
+extern const ElementwiseKernels elementwise;
+}
+namespace avx512 {
+extern const ElementwiseKernels elementwise;
+}
 
 }  // namespace fasa::cpu

@@ -6,8 +6,8 @@
 namespace fasa::cpu::FASA_ISA {
 namespace {
 
-constexpr int block = 32;                      // positions scored before their values are added: their rows stay in L1
-constexpr int q_group = 4;                     // queries that share one conversion of a key
+constexpr int block = 32;   // positions scored before their values are added: their rows stay in L1
+constexpr int q_group = 4;  // queries that share one conversion of a key
 constexpr float minus_infinity = -__builtin_inff();
 
 vf load_half_any(const uint16_t* p, int n) { return n >= LANES ? load_half(p) : load_half_first(p, n); }
@@ -87,10 +87,17 @@ void chunk(const float* q, int n_q, int head_dim, const uint16_t* rows, int n_po
         for (int i = 0; i < n_q; i += q_group) {
             const float* qi = q + i * int64_t{stride};
             switch (n_q - i) {
-                case 1: attend_block<1>(qi, head_dim, at, n, state + i); break;
-                case 2: attend_block<2>(qi, head_dim, at, n, state + i); break;
-                case 3: attend_block<3>(qi, head_dim, at, n, state + i); break;
-                default: attend_block<4>(qi, head_dim, at, n, state + i);
+                case 1:
+                    attend_block<1>(qi, head_dim, at, n, state + i);
+                    break;
+                case 2:
+                    attend_block<2>(qi, head_dim, at, n, state + i);
+                    break;
+                case 3:
+                    attend_block<3>(qi, head_dim, at, n, state + i);
+                    break;
+                default:
+                    attend_block<4>(qi, head_dim, at, n, state + i);
             }
         }
     }
@@ -140,10 +147,12 @@ void product(const float* a, int64_t a_row, int64_t a_col, const float* b, int m
              const float* scale, float* c) {
     int column = 0;
     for (; column + 2 * LANES <= n; column += 2 * LANES) {
-        product_columns<2>(a, a_row, a_col, b + column, m_total, depth, n, scale ? scale + column : nullptr, c + column);
+        product_columns<2>(a, a_row, a_col, b + column, m_total, depth, n, scale ? scale + column : nullptr,
+                           c + column);
     }
     if (column < n) {
-        product_columns<1>(a, a_row, a_col, b + column, m_total, depth, n, scale ? scale + column : nullptr, c + column);
+        product_columns<1>(a, a_row, a_col, b + column, m_total, depth, n, scale ? scale + column : nullptr,
+                           c + column);
     }
 }
 

@@ -66,6 +66,8 @@ struct Row {
             _mm256_store_ps(scale, _mm256_mul_ps(d[0], _mm256_permutevar8x32_ps(da, low)));
             _mm256_store_ps(scale + 8, _mm256_mul_ps(d[1], _mm256_permutevar8x32_ps(da, high)));
         }
+        // Each scale is to be a broadcasting load; compilers that see the stores make two shuffles of it.
+        asm("" : "+m"(scale));
         add_run<Block, 0>(block, a.q, scale);
         add_run<Block, 1>(block, a.q, scale);
         add_run<Block, 2>(block, a.q, scale);

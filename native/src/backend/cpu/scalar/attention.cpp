@@ -35,7 +35,8 @@ void chunk(const float* q, int n_q, int head_dim, const uint16_t* rows, int n_po
     for (int i = 0; i < n_q; ++i) attend_one(q + i * padded(head_dim), 1, head_dim, rows, n_pos, state[i]);
 }
 
-void tile(const float* qt, int n_q, int head_dim, const uint16_t* rows, const int32_t* n_visible, float* out_t, float*) {
+void tile(const float* qt, int n_q, int head_dim, const uint16_t* rows, const int32_t* n_visible, float* out_t,
+          float*) {
     const int stride = padded(n_q);
     for (int i = 0; i < n_q; ++i) {
         SoftmaxState state{0, 0, out_t + i};

@@ -26,7 +26,8 @@ void to_half(uint16_t* y, const float* x, int64_t n) {
 
 void rotate(float* head, RopeLayout layout, int n_rot, const float* cos, const float* sin) {
     for (int i = 0; i < n_rot / 2; ++i) {
-        const auto [a, b] = layout == RopeLayout::interleaved ? std::pair{2 * i, 2 * i + 1} : std::pair{i, i + n_rot / 2};
+        const auto [a, b] =
+            layout == RopeLayout::interleaved ? std::pair{2 * i, 2 * i + 1} : std::pair{i, i + n_rot / 2};
         const float x = head[a], y = head[b];
         head[a] = x * cos[i] - y * sin[i];
         head[b] = x * sin[i] + y * cos[i];
