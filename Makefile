@@ -15,6 +15,8 @@ BENCH_PEER := build/peer-venv/bin/python
 # The build requirements of pyproject.toml sit in .venv: in an isolated environment every build would start anew.
 BUILD_REQUIRES := "scikit-build-core>=0.10" "cmake>=3.22" ninja
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# Run beside the sources, so that what is tested is the installed package.
+PYTEST := cd build && $(abspath $(BIN)/pytest) -c $(abspath pyproject.toml) $(abspath tests/python)
 INSTALL_PACKAGE := $(PIP_INSTALL) --no-build-isolation --config-settings=build-dir=$(RELEASE)
 
 PACKAGE_SOURCES := pyproject.toml README.md LICENSE CMakeLists.txt \
@@ -34,7 +36,7 @@ demo: $(VENV)/installed  ## have the embedded model answer questions about a lon
 	$(BIN)/python -I -m fasa_py.demo
 
 test: $(VENV)/installed-test $(RELEASE)/$(NATIVE_TESTS)  ## run all tests, the native ones included
-	FASA_NATIVE_TESTS=$(abspath $(RELEASE)/$(NATIVE_TESTS)) $(BIN)/pytest $(PYTEST_ARGS)
+	export FASA_NATIVE_TESTS=$(abspath $(RELEASE)/$(NATIVE_TESTS)); $(PYTEST) $(PYTEST_ARGS)
 
 bench: $(VENV)/installed $(BENCH_PEER) $(BENCH_MODEL)  ## compare with llama-cpp-python on the same model file
 	FASA_LIBRARY=$(abspath $(RELEASE)/libfasa.so) $(BIN)/python bench/side_by_side.py $(BENCH_MODEL) $(BENCH_ARGS)
@@ -57,8 +59,8 @@ sanitize: $(VENV)/installed-test  ## run the tests under the address and undefin
 	cmake -S . -B $(SANITIZED) -G Ninja -DCMAKE_CXX_COMPILER=$(CXX) -DFASA_SANITIZE=address,undefined -DFASA_TESTS=ON
 	cmake --build $(SANITIZED)
 	$(SANITIZED)/$(NATIVE_TESTS)
-	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
-	  ASAN_OPTIONS=detect_leaks=0 FASA_LIBRARY=$(abspath $(SANITIZED)/libfasa.so) $(BIN)/pytest $(SANITIZE_ARGS)
+	export LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)"; \
+	  export ASAN_OPTIONS=detect_leaks=0 FASA_LIBRARY=$(abspath $(SANITIZED)/libfasa.so); $(PYTEST) $(SANITIZE_ARGS)
 
 build: $(VENV)/installed  ## build the engine and install the package into .venv
 
