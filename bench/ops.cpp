@@ -13,7 +13,7 @@
 #include "backend/cpu/linear.h"
 #include "base/buffer.h"
 #include "base/cpu.h"
-#include "base/parallel.h"
+#include "base/team.h"
 
 using namespace fasa;
 
@@ -46,11 +46,11 @@ double best_rate(int n_threads, F&& f) {
     return best;
 }
 
-double read_bandwidth(const Buffer& buffer, int n_threads) {
+double read_bandwidth(const Buffer& buffer, Team& team) {
     constexpr size_t part = size_t{1} << 20;  // bytes
     volatile uint64_t sink = 0;
-    const double rate = best_rate(n_threads, [&] {
-        parallel_for(n_threads, static_cast<int64_t>(buffer.n_bytes() / part), [&](int64_t i, int) {
+    const double rate = best_rate(team.n_threads(), [&] {
+        team.run(static_cast<int64_t>(buffer.n_bytes() / part), [&](int64_t i, int) {
             const auto* words = static_cast<const uint64_t*>(buffer.data()) + static_cast<size_t>(i) * (part / 8);
             uint64_t sum = 0;
             for (size_t k = 0; k < part / 8; ++k) sum += words[k];
@@ -66,12 +66,11 @@ struct Settings {
     std::vector<std::string> types;
 };
 
-void measure(DType type, const Settings& s, const Buffer& cold) {
+void measure(DType type, const Settings& s, Team& team, const Buffer& cold) {
     const test::RandomWeights weights(type, s.n_out, s.n_in, 1);
     const WeightView w = weights.view();
     const std::vector<float> x = test::random_floats(s.n_tokens * s.n_in, 2);
     std::vector<float> y(static_cast<size_t>(s.n_tokens * s.n_out));
-    Team team(s.n_threads);
     cpu::Linear linear(team, s.n_tokens, s.n_in);
 
     const size_t n_copies = std::max<size_t>(1, cold.n_bytes() / w.n_bytes());
@@ -124,14 +123,15 @@ int main(int argc, char** argv) {
                      "N_IN is a multiple of 256\n");
         return 1;
     }
-    Buffer cold(COLD_BYTES, "cold weights");
+    Team team(s.n_threads);
+    const Buffer cold(COLD_BYTES, "cold weights");
     std::memset(cold.data(), 1, COLD_BYTES);
     std::printf("%s, %d threads, %d x %d; plain read %.1f GB/s\n", cpu_info().name.c_str(), s.n_threads,
-                static_cast<int>(s.n_in), static_cast<int>(s.n_out), read_bandwidth(cold, s.n_threads) * 1e-9);
+                static_cast<int>(s.n_in), static_cast<int>(s.n_out), read_bandwidth(cold, team) * 1e-9);
     std::printf("%-7s %8s %10s (%d tokens)\n", "type", "GB/s", "GMAC/s", s.n_tokens);
     for (const DType type : test::ALL_DTYPES) {
         bool wanted = s.types.empty();
         for (const std::string& name : s.types) wanted |= name == dtype_traits(type).name;
-        if (wanted) measure(type, s, cold);
+        if (wanted) measure(type, s, team, cold);
     }
 }

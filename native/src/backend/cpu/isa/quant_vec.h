@@ -137,13 +137,14 @@ struct Super<Eight<Block>> {
     }
 };
 
-// The 6-bit scales and mins of Q4_K and Q5_K, from 12 bytes: the first four of each lie in the low bits of bytes 0-3 and
-// 4-7, the last four in the nibbles of bytes 8-11 with their top two bits above the first four.
+// The 6-bit scales and mins of Q4_K and Q5_K, from 12 bytes: the first four of each lie in the low bits of bytes 0-3
+// and 4-7, the last four in the nibbles of bytes 8-11 with their top two bits above the first four.
 template <class Block>
 inline void scales_k45(const Block& b, __m256* scale, __m256* offset) {
     const __m128i packed = load_half_bytes(b.scales);
     const __m128i low = _mm_shuffle_epi8(packed, _mm_setr_epi8(0, 1, 2, 3, 8, 9, 10, 11, 4, 5, 6, 7, 8, 9, 10, 11));
-    const __m128i high = _mm_shuffle_epi8(packed, _mm_setr_epi8(-1, -1, -1, -1, 0, 1, 2, 3, -1, -1, -1, -1, 4, 5, 6, 7));
+    const __m128i high =
+        _mm_shuffle_epi8(packed, _mm_setr_epi8(-1, -1, -1, -1, 0, 1, 2, 3, -1, -1, -1, -1, 4, 5, 6, 7));
     const __m128i s = _mm_or_si128(_mm_and_si128(_mm_srlv_epi32(low, _mm_setr_epi32(0, 0, 0, 4)),
                                                  _mm_setr_epi32(0x3f3f3f3f, 0x0f0f0f0f, 0x3f3f3f3f, 0x0f0f0f0f)),
                                    _mm_and_si128(_mm_srli_epi16(high, 2), _mm_set1_epi8(0x30)));
@@ -220,9 +221,9 @@ struct Super<BlockQ3_K> {
         const __m128i bits = _mm_set1_epi32(static_cast<int>(load_u32(b.scales + 8)));
         const __m128i high =
             _mm_srlv_epi32(_mm_sllv_epi32(bits, _mm_setr_epi32(4, 2, 0, 0)), _mm_setr_epi32(0, 0, 0, 2));
-        const __m128i s = _mm_sub_epi8(_mm_or_si128(_mm_and_si128(low, _mm_set1_epi8(15)),
-                                                    _mm_and_si128(high, _mm_set1_epi8(0x30))),
-                                       _mm_set1_epi8(32));
+        const __m128i s =
+            _mm_sub_epi8(_mm_or_si128(_mm_and_si128(low, _mm_set1_epi8(15)), _mm_and_si128(high, _mm_set1_epi8(0x30))),
+                         _mm_set1_epi8(32));
         scale[0] = times(half(b.d), floats_s8(s));
         scale[1] = times(half(b.d), floats_s8(_mm_srli_si128(s, 8)));
         offset[0] = times(-4.0f, scale[0]);
