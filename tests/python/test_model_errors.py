@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from engine import Engine
 from gguf import GGUFReader
-from tiny_models import ARCHS, TinyModel, tensors, write
+from tiny_models import ARCHS, TYPES, TinyModel, tensors, write
 
 from fasa_py.errors import ContextFullError, FasaError, FormatError, OutOfMemoryError, UnsupportedError
 
@@ -113,10 +113,13 @@ def test_more_layers_than_the_file_has(tmp_path: Path) -> None:
     refused(path, FormatError, "blk.2.attn_norm.weight")
 
 
-@pytest.mark.parametrize("arch", ["gemma2", "LLAMA", "llama\n", "x" * 300])
-def test_unknown_architecture(tmp_path: Path, arch: str) -> None:
+@pytest.mark.parametrize(
+    ("arch", "shown"),
+    [("gemma2", '"gemma2"'), ("LLAMA", '"LLAMA"'), ("llama\n", '"llama\\x0a"'), ("x" * 300, "x" * 30)],
+)
+def test_unknown_architecture(tmp_path: Path, arch: str, shown: str) -> None:
     path = write(tmp_path / "model.gguf", TinyModel(), arch=arch)
-    refused(path, UnsupportedError, arch, "llama, qwen2, qwen3")
+    refused(path, UnsupportedError, shown, "llama, qwen2, qwen3")
 
 
 def test_no_architecture(tmp_path: Path) -> None:
@@ -221,6 +224,20 @@ def test_truncate_out_of_range(sound: Path, n_tokens: int) -> None:
 def test_decode_of_nothing(sound: Path) -> None:
     with Engine(sound, n_ctx=16) as engine, pytest.raises(ValueError):
         engine.decode([])
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_weights_of_random_bits_do_no_harm(tmp_path: Path, dtype: str) -> None:
+    """NaN, infinite and huge scales everywhere: the logits are no numbers, and that is all."""
+    model, rng = TinyModel(dtype=dtype, n_layer=1), np.random.default_rng(7)
+    weights = {
+        name: (np.frombuffer(rng.bytes(data.nbytes), data.dtype).reshape(data.shape), kind)
+        for name, (data, kind) in tensors(model).items()
+    }
+    with Engine(write(tmp_path / "model.gguf", model, weights=weights), n_ctx=64, n_batch=16) as engine:
+        assert engine.decode([1, 2, 3] * 7).shape == (model.n_vocab,)
+        assert engine.decode([4]).shape == (model.n_vocab,)
+        assert engine.length() == 22
 
 
 @pytest.mark.parametrize(
