@@ -46,9 +46,9 @@ struct Quantized {
     }
 };
 
-Quantized quantized(const LinearKernels& kernels, const std::vector<float>& x) {
+Quantized quantized(const LinearKernels& kernels, const std::vector<float>& x, int n_tokens = 1) {
     Quantized result(x.size() / 32 * 32);
-    kernels.quantize(x.data(), static_cast<int64_t>(result.q.size()), result.view());
+    kernels.quantize(x.data(), static_cast<int64_t>(result.q.size()), n_tokens, result.view());
     return result;
 }
 
@@ -87,9 +87,9 @@ Expected in_double(const WeightView& w, const std::vector<double>& x, int n) {
     return result;
 }
 
-std::vector<float> product(const LinearKernels& kernels, const WeightView& w, const std::vector<float>& x, Quantized& a,
-                           int n) {
+std::vector<float> product(const LinearKernels& kernels, const WeightView& w, const std::vector<float>& x, int n) {
     std::vector<float> y(static_cast<size_t>(n * w.n_out), NAN);
+    Quantized a = quantized(kernels, x, n);
     const Buffer scratch(kernels.scratch_bytes(w.n_in), "scratch of a test");
     kernels.rows({{w, nullptr, y.data(), false}, x.data(), a.view(), n}, 0, w.n_out, scratch.data());
     return y;
@@ -117,10 +117,10 @@ void check_kernels(DType type, Shape shape, int n, uint32_t seed) {
         traits.block_values == 1 ? shape.n_in_blocks * 37 - 5 : shape.n_in_blocks * traits.block_values;
     const RandomWeights w(type, shape.n_out, n_in, seed);
     const std::vector<float> x = test::random_floats(n * n_in, seed + 1);
-    Quantized a = quantized(cpu::scalar::linear_kernels(), x);
+    const Quantized a = quantized(cpu::scalar::linear_kernels(), x);
     const Expected expected = in_double(w.view(), seen_by(type, x, a), n);
     for (const LinearKernels* kernels : runnable_kernels()) {
-        const double share = worst(product(*kernels, w.view(), x, a, n), expected);
+        const double share = worst(product(*kernels, w.view(), x, n), expected);
         if (share > 1)
             std::printf("%s %s n=%d n_in=%d n_out=%d: %g\n", kernels->name, traits.name, n, int(n_in), int(shape.n_out),
                         share);
@@ -194,8 +194,7 @@ TEST(a_nan_reaches_every_product_of_its_token_and_no_other) {
             std::vector<float> x = test::random_floats(n * 512, 4);
             x[512 + 300] = std::numeric_limits<float>::quiet_NaN();
             for (const LinearKernels* kernels : runnable_kernels()) {
-                Quantized a = quantized(*kernels, x);
-                const std::vector<float> y = product(*kernels, w.view(), x, a, n);
+                const std::vector<float> y = product(*kernels, w.view(), x, n);
                 for (size_t i = 0; i < y.size(); ++i) CHECK(std::isnan(y[i]) == (i / 20 == 1));
             }
         }

@@ -84,12 +84,13 @@ void Linear::run(const LinearOut* out, int n_products, const float* x, int n) {
         const int64_t n_values = static_cast<int64_t>(n) * out[0].w.n_in;
         team.run(ceil_div(n_values, QUANTIZE_PART), [&](int64_t part, int) {
             const int64_t begin = part * QUANTIZE_PART;
-            kernels.quantize(x + begin, std::min(QUANTIZE_PART, n_values - begin), from(scratch.a, begin));
+            kernels.quantize(x + begin, std::min(QUANTIZE_PART, n_values - begin), n, from(scratch.a, begin));
         });
     }
 
     const int64_t n_tiles = ceil_div(n_rows, kernels.tile);
-    const int64_t chunk = kernels.tile * std::max<int64_t>(1, n_tiles / (CHUNKS_PER_THREAD * team.n_threads()));  // rows
+    const int64_t chunk =
+        kernels.tile * std::max<int64_t>(1, n_tiles / (CHUNKS_PER_THREAD * team.n_threads()));  // rows
     int64_t n_chunks = 0;
     for (int p = 0; p < n_products; ++p) n_chunks += ceil_div(out[p].w.n_out, chunk);
     team.run(n_chunks, [&](int64_t c, int thread) {

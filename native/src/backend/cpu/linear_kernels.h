@@ -20,8 +20,9 @@ struct LinearJob {
 struct LinearKernels {
     const char* name;
     int tile;  // rows best worked on together; ranges given to `rows` start at a multiple of it
-    // n values, a multiple of 32, to int8. Every instruction set gives the same bits.
-    void (*quantize)(const float* x, int64_t n, const Activations& a);
+    // n values, a multiple of 32, to int8, as `rows` wants them for this many tokens. For one token every instruction
+    // set gives the same bits.
+    void (*quantize)(const float* x, int64_t n, int n_tokens, const Activations& a);
     // Rows begin..end of the product for all n tokens. scratch: scratch_bytes(n_in), aligned to 64.
     void (*rows)(const LinearJob& job, int64_t begin, int64_t end, void* scratch);
     size_t (*scratch_bytes)(int64_t n_in);

@@ -49,23 +49,27 @@ void quantize_block(const float* x, const Activations& a) {
     a.s16[1] = d * static_cast<float>(sum1);
 }
 
-void quantize(const float* x, int64_t n, const Activations& a) {
+void quantize(const float* x, int64_t n, int n_tokens, const Activations& a) {
     for (int64_t k = 0; k < n; k += 32) quantize_block(x + k, from(a, k));
+    if (MAT_BIASED && n_tokens >= MAT_MIN) {
+        for (int64_t k = 0; k < n; ++k) a.q[k] = static_cast<int8_t>(a.q[k] ^ 0x80);
+    }
 }
 
-void rows(const LinearJob& job, int64_t begin, int64_t end, void*) {
+void rows(const LinearJob& job, int64_t begin, int64_t end, void* scratch) {
     if (is_float(job.out.w.dtype)) return vec_float(job, begin, end);
-    vec_quantized(job, begin, end);
+    if (job.n < MAT_MIN) return vec_quantized(job, begin, end);
+    mat_quantized(job, begin, end, scratch);
 }
-
-size_t scratch_bytes(int64_t) { return 0; }
 
 #define FASA_NAME_OF(isa) #isa
 #define FASA_NAME(isa) FASA_NAME_OF(isa)
-constexpr LinearKernels table = {FASA_NAME(FASA_ISA), LANES, quantize, rows, scratch_bytes};
 
 }  // namespace
 
-const LinearKernels& linear_kernels() { return table; }
+const LinearKernels& linear_kernels() {
+    static constexpr LinearKernels table = {FASA_NAME(FASA_ISA), MAT_TILE, quantize, rows, mat_scratch_bytes};
+    return table;
+}
 
 }  // namespace fasa::cpu::FASA_ISA

@@ -6,10 +6,24 @@
 
 namespace fasa::cpu::FASA_ISA {
 
-// Rows begin..end of a product: `vec` along each row of the file's blocks, best for few tokens; `mat` with the weights
-// of a tile of rows unpacked once for all tokens.
+// Rows begin..end of a product: `vec` along each row as it lies in the file, best for few tokens; `mat` with the
+// weights of a tile of rows unpacked once for all tokens.
 void vec_quantized(const LinearJob& job, int64_t begin, int64_t end);
+void mat_quantized(const LinearJob& job, int64_t begin, int64_t end, void* scratch);
 void vec_float(const LinearJob& job, int64_t begin, int64_t end);
+
+size_t mat_scratch_bytes(int64_t n_in);
+
+inline constexpr int MAT_MIN = 4;  // tokens from which mat_quantized is the faster one
+
+#if defined(__AVX512F__)
+inline constexpr int MAT_V = 2;           // vectors of rows in a tile
+inline constexpr bool MAT_BIASED = true;  // VNNI multiplies unsigned by signed bytes: mat_quantized takes q + 128
+#else
+inline constexpr int MAT_V = 1;
+inline constexpr bool MAT_BIASED = false;
+#endif
+inline constexpr int MAT_TILE = MAT_V * LANES;  // rows
 
 inline const uint8_t* row(const WeightView& w, int64_t r) {
     return static_cast<const uint8_t*>(w.data) + static_cast<size_t>(r) * w.row_bytes;
@@ -19,6 +33,23 @@ inline const uint8_t* row(const WeightView& w, int64_t r) {
 inline void put(const LinearOut& out, int64_t r, int64_t i, float value) {
     float& y = out.y[i * out.w.n_out + r];
     y = value + (out.bias ? out.bias[r] : 0.0f) + (out.add ? y : 0.0f);
+}
+
+// The same for n products of rows r, r + 1, ...
+inline void put_row(const LinearOut& out, int64_t r, int64_t n, int64_t i, const float* values) {
+    float* y = out.y + i * out.w.n_out + r;
+    for (int64_t j = 0; j < n; j += LANES) {
+        const int rest = n - j < LANES ? static_cast<int>(n - j) : 0;
+        const auto get = [&](const float* p) { return rest ? load_first(p + j, rest) : load(p + j); };
+        vf v = load(values + j);
+        if (out.bias) v = add(v, get(out.bias + r));
+        if (out.add) v = add(v, get(y));
+        if (rest) {
+            store_first(y + j, v, rest);
+        } else {
+            store(y + j, v);
+        }
+    }
 }
 
 }  // namespace fasa::cpu::FASA_ISA

@@ -30,7 +30,7 @@ void quantize_block(const float* x, const Activations& a) {
     a.s32[0] = a.d[0] * static_cast<float>(sum[0] + sum[1]);
 }
 
-void quantize(const float* x, int64_t n, const Activations& a) {
+void quantize(const float* x, int64_t n, int, const Activations& a) {
     for (int64_t k = 0; k < n; k += 32) quantize_block(x + k, from(a, k));
 }
 
