@@ -27,6 +27,7 @@ from .progress import progress_bar
 from .sampling import SamplingParams, whole_number
 from .slots import Slots
 from .stop import StopMatcher
+from .tokenizer import Tokenizer
 from .vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -155,6 +156,12 @@ class Llama(OpenAIStyle):
         self._context = Context(self._model, n_ctx, n_batch, n_seq)
         self._slots = Slots(self._context)
         self._closed = False
+        if n_ctx == 0 and self.n_ctx < self.info.n_ctx_train:
+            warnings.warn(
+                f"memory suffices for n_ctx = {self.n_ctx} tokens, not for the {self.info.n_ctx_train} that "
+                f"{self.path.name} was trained for",
+                stacklevel=2,
+            )
         if verbose:
             self._report()
 
@@ -223,11 +230,16 @@ class Llama(OpenAIStyle):
         return self._gguf.metadata
 
     @property
+    def tokenizer(self) -> Tokenizer:
+        """:raises UnsupportedError: the file has no vocabulary, or one of a kind that is not implemented"""
+        return self._vocabulary.tokenizer
+
+    @property
     def chat_template(self) -> ChatTemplate:
         """:raises UnsupportedError: the file has no chat template and none was given"""
         if self._chat_template is None:
             self._chat_template = ChatTemplate.from_metadata(
-                self._gguf.metadata, self._vocabulary.tokenizer, self._chat_template_choice
+                self._gguf.metadata, self.tokenizer, self._chat_template_choice
             )
         return self._chat_template
 
@@ -239,7 +251,7 @@ class Llama(OpenAIStyle):
         :param add_bos: put the beginning-of-sequence token first, if the metadata says that this model has it
         :param special: read the text of special tokens as these tokens
         """
-        tokenizer = self._vocabulary.tokenizer
+        tokenizer = self.tokenizer
         text = text.decode("utf-8") if isinstance(text, bytes) else text
         return tokenizer.encode(
             text, add_bos=add_bos and tokenizer.add_bos and tokenizer.bos_id is not None, special=special
@@ -247,7 +259,7 @@ class Llama(OpenAIStyle):
 
     def detokenize(self, tokens: Sequence[int]) -> str:
         """The text of token ids; bytes that are not valid UTF-8 become U+FFFD."""
-        return self._vocabulary.tokenizer.decode(self._checked_tokens(tokens))
+        return self.tokenizer.decode(self._checked_tokens(tokens))
 
     def _checked_tokens(self, tokens: Sequence[int]) -> list[int]:
         """:raises ValueError: an id is not a whole number below n_vocab; says which"""
@@ -419,7 +431,7 @@ class Llama(OpenAIStyle):
         return self.generate(tokens, stream=stream, **options)
 
     def _chat_tokens(self, messages: Sequence[Message], variables: Mapping[str, Any] | None = None) -> list[int]:
-        return encode_chat(self._vocabulary.tokenizer, self.chat_template, messages, **(variables or {}))
+        return encode_chat(self.tokenizer, self.chat_template, messages, **(variables or {}))
 
     def _run(self, generation: Generation) -> Generator[Piece, None, None]:
         with self._turn(), closing(generation.pieces()) as pieces:
@@ -488,7 +500,7 @@ class Llama(OpenAIStyle):
 
     def cancel(self) -> None:
         """From another thread: stop the call in progress, if there is one. It ends with ``cancelled``."""
-        if self._gate.busy and not self._closed:
+        if self._gate.busy:
             self._context.cancel()
 
     def close(self) -> None:

@@ -191,7 +191,7 @@ class Model:
         params.progress = callback
         out = ffi.new("fasa_model **")
         interrupt.check(lib.fasa_model_load(out, gguf._handle, params))
-        self._handle = ffi.gc(out[0], lib.fasa_model_free)
+        self._handle: Any = ffi.gc(out[0], lib.fasa_model_free)
         struct = ffi.new("fasa_model_info *")
         lib.fasa_model_info_get(struct, self._handle)
         self.info: ModelInfo = _fields(ModelInfo, struct)
@@ -203,7 +203,8 @@ class Model:
         return _fields(Plan, out)
 
     def close(self) -> None:
-        ffi.release(self._handle)
+        """Let go of the weights; they are freed when no context and no call uses them any more."""
+        self._handle = None
 
 
 def _context_params(n_ctx: int, n_batch: int, n_seq: int) -> Any:
@@ -222,7 +223,7 @@ class Context:
     def __init__(self, model: Model, n_ctx: int = 0, n_batch: int = 0, n_seq: int = 0) -> None:
         out = ffi.new("fasa_context **")
         check(lib.fasa_context_create(out, model._handle, _context_params(n_ctx, n_batch, n_seq)))
-        self._handle = ffi.gc(out[0], lib.fasa_context_free)
+        self._handle: Any = ffi.gc(out[0], lib.fasa_context_free)
         self._interrupt = _Interrupt()
         self._abort = ffi.callback("fasa_abort_fn", self._interrupt.poll, error=True, onerror=self._interrupt.stash)
         lib.fasa_context_abort_set(self._handle, self._abort, ffi.NULL)
@@ -235,7 +236,8 @@ class Context:
         self._one = ffi.new("int32_t[1]")
 
     def close(self) -> None:
-        ffi.release(self._handle)
+        """Let go of the memory; it is freed when no call uses it any more. Later calls raise TypeError."""
+        self._handle = None
 
     # -- running ---------------------------------------------------------------------------------------------------
 
@@ -285,7 +287,9 @@ class Context:
     def cancel(self) -> None:
         """From any thread: end the call in progress, and every later one until :meth:`clear_cancel`."""
         self._interrupt.cancelled = True
-        lib.fasa_cancel(self._handle)
+        handle = self._handle  # another thread may close the context at any moment; this reference keeps it
+        if handle is not None:
+            lib.fasa_cancel(handle)
 
     def clear_cancel(self) -> None:
         self._interrupt.cancelled = False
@@ -345,7 +349,7 @@ class Sampler:
         struct.bias_token, struct.bias, struct.n_bias = bias_token, bias_value, len(bias)
         out = ffi.new("fasa_sampler **")
         check(lib.fasa_sampler_create(out, struct))
-        self._handle = ffi.gc(out[0], lib.fasa_sampler_free)
+        self._handle: Any = ffi.gc(out[0], lib.fasa_sampler_free)
         self._token = ffi.new("int32_t *")
 
     def sample(self, logits: Any, n_vocab: int, previous: Any, n_previous: int) -> int:

@@ -17,7 +17,7 @@ from tiny_models import TinyModel, byte_vocabulary, write
 
 import fasa_py
 from fasa_py import Completion, ContextFullError, FasaError, Llama, UnsupportedError
-from fasa_py.model import build_info
+from fasa_py.model import Context, Model, build_info
 
 EURO = list("€".encode())  # three tokens of the tiny model
 
@@ -397,6 +397,16 @@ def test_sizes_and_reports(tiny_path: Path, capsys: pytest.CaptureFixture[str]) 
         assert caught == []
         assert Llama(tiny_path, n_ctx=300).n_ctx == 300
     assert "256" in str(caught[0].message) and "300" in str(caught[0].message)
+
+
+def test_a_context_cut_to_what_fits_is_said(tiny_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class LittleMemory(Context):
+        def __init__(self, model: Model, n_ctx: int, n_batch: int, n_seq: int) -> None:
+            super().__init__(model, n_ctx or 100, n_batch, n_seq)
+
+    monkeypatch.setattr("fasa_py.llama.Context", LittleMemory)
+    with pytest.warns(UserWarning, match=r"n_ctx = 100.*256"):
+        assert Llama(tiny_path).n_ctx == 100
 
 
 def test_a_context_that_does_not_fit(tiny_path: Path) -> None:
