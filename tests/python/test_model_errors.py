@@ -12,6 +12,7 @@ from engine import Engine
 from gguf import GGUFReader
 from tiny_models import ARCHS, TYPES, TinyModel, tensors, write
 
+import fasa_py
 from fasa_py.errors import ContextFullError, FasaError, FormatError, OutOfMemoryError, UnsupportedError
 
 NAN, INF = math.nan, math.inf
@@ -160,6 +161,15 @@ def test_vocabulary_and_embedding_disagree(tmp_path: Path) -> None:
     refused(write(tmp_path / "model.gguf", model, weights=weights), FormatError, "tokenizer.ggml.tokens", "300", "301")
     bare = write(tmp_path / "bare.gguf", TinyModel(), meta={"llama.vocab_size": 132})
     refused(bare, FormatError, "llama.vocab_size", "132", "131")
+
+
+@pytest.mark.parametrize("key", ["bos_token_id", "eos_token_id", "eot_token_id"])
+@pytest.mark.parametrize("token", [300, -1, 0xFFFFFFFF])
+def test_special_token_outside_the_vocabulary(tmp_path: Path, key: str, token: int) -> None:
+    model = TinyModel(vocabulary=True, n_vocab=300)
+    path = write(tmp_path / "model.gguf", model, meta={f"tokenizer.ggml.{key}": token})
+    with pytest.raises(FormatError, match=f"tokenizer.ggml.{key}.*{token}"):
+        fasa_py.Llama(path, n_ctx=16)
 
 
 @pytest.fixture
