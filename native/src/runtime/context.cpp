@@ -30,6 +30,16 @@ fasa_plan checked_plan(const Model& model, const fasa_context_params& params) {
     return plan;
 }
 
+// Fewer rows than this take kernels that round differently (as decoding does).
+constexpr size_t n_rows_alike = 4;
+
+// Tokens of the next batch of a prompt. The last batch is never a few rows alone, so that a prompt's logits do not
+// depend on where its batches end: what a prefix reused leaves to process gives the same bits as the whole.
+size_t next_batch(size_t n_batch, size_t n_left) {
+    if (n_left <= n_batch || n_left - n_batch >= n_rows_alike || n_batch < 2 * n_rows_alike) return std::min(n_batch, n_left);
+    return n_batch - n_rows_alike;
+}
+
 float log_probability(const float* logits, int32_t n_vocab, int32_t token) {
     const float top = *std::max_element(logits, logits + n_vocab);
     double sum = 0;
@@ -130,7 +140,7 @@ void Context::run(int32_t seq, std::span<const int32_t> tokens, const Progress& 
     cancelled_ = false;
     const size_t n_batch = static_cast<size_t>(params_.n_batch);
     for (size_t done = 0; done < tokens.size();) {
-        const auto batch = tokens.subspan(done, std::min(n_batch, tokens.size() - done));
+        const auto batch = tokens.subspan(done, next_batch(n_batch, tokens.size() - done));
         run_batch(seq, batch);
         after_batch(done, batch);
         done += batch.size();
