@@ -21,7 +21,8 @@ INSTALL_PACKAGE := $(PIP_INSTALL) --no-build-isolation --config-settings=build-d
 
 PACKAGE_SOURCES := pyproject.toml README.md LICENSE CMakeLists.txt \
   $(shell find native fasa_py -type f -not -path '*/__pycache__/*')
-CXX_FILES := $(shell find native tests bench -name '*.cpp' -o -name '*.h')
+# fasa.h is laid out in columns, by hand.
+CXX_FILES := $(filter-out %/fasa.h,$(shell find native tests bench -name '*.cpp' -o -name '*.h'))
 PYTHON_FILES := fasa_py tests tools bench .ci
 
 export PATH := $(abspath $(BIN)):$(PATH)
