@@ -36,7 +36,8 @@ constexpr size_t n_rows_alike = 4;
 // Tokens of the next batch of a prompt. The last batch is never a few rows alone, so that a prompt's logits do not
 // depend on where its batches end: what a prefix reused leaves to process gives the same bits as the whole.
 size_t next_batch(size_t n_batch, size_t n_left) {
-    if (n_left <= n_batch || n_left - n_batch >= n_rows_alike || n_batch < 2 * n_rows_alike) return std::min(n_batch, n_left);
+    if (n_left <= n_batch || n_left - n_batch >= n_rows_alike || n_batch < 2 * n_rows_alike)
+        return std::min(n_batch, n_left);
     return n_batch - n_rows_alike;
 }
 
