@@ -88,7 +88,6 @@ void read_rope(Hparams& h, const Reader& r) {
 
     const auto ext_factor = r.file().find_f32(r.key("rope.scaling.yarn_ext_factor"));
     h.yarn_ext_factor = ext_factor && *ext_factor >= 0 ? *ext_factor : 1.0f;
-    h.rope_attn_factor *= r.positive_or("rope.scaling.yarn_attn_factor", 1.0f);
     h.yarn_beta_fast = r.positive_or("rope.scaling.yarn_beta_fast", 32.0f);
     h.yarn_beta_slow = r.positive_or("rope.scaling.yarn_beta_slow", 1.0f);
 }

@@ -31,7 +31,7 @@ Rope make_rope(const Hparams& h, const float* factors) {
         const double keep = yarn ? yarn_keep(h, i) : 0.0;
         rope.frequency.push_back(kept * (keep + (1 - keep) / h.rope_factor));
     }
-    rope.magnitude = h.rope_attn_factor * (yarn ? 1 + 0.1 * std::log(h.rope_factor) : 1.0);
+    rope.magnitude = h.rope_attn_factor * (yarn && h.rope_factor > 1 ? 1 + 0.1 * std::log(h.rope_factor) : 1.0);
     return rope;
 }
 

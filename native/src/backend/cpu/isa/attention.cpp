@@ -8,6 +8,7 @@ namespace {
 
 constexpr int block = 32;   // positions scored before their values are added: their rows stay in L1
 constexpr int q_group = 4;  // queries that share one conversion of a key
+constexpr int prefetch_bytes = 4096;           // how far ahead rows are fetched: memory latency times bandwidth
 constexpr float minus_infinity = -__builtin_inff();
 
 vf load_half_any(const uint16_t* p, int n) { return n >= LANES ? load_half(p) : load_half_first(p, n); }
@@ -19,8 +20,9 @@ void score_block(const float* q, int head_dim, const uint16_t* rows, int n, floa
     const int64_t row_values = 2 * int64_t{head_dim};
     for (int j = 0; j < n; ++j) {
         const uint16_t* key = rows + j * row_values;
-        // Touch the value's lines now: they are read column by column afterwards.
-        for (int d = 0; d < head_dim; d += 32) __builtin_prefetch(key + head_dim + d);
+        // The key and value of a row some way ahead; harmless past the end.
+        const auto* ahead = reinterpret_cast<const char*>(key) + prefetch_bytes;
+        for (int64_t line = 0; line < row_values * 2; line += 64) __builtin_prefetch(ahead + line);
         vf sum[N];
         for (int i = 0; i < N; ++i) sum[i] = zero();
         for (int d = 0; d < head_dim; d += LANES) {
