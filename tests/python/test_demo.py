@@ -56,6 +56,7 @@ def test_the_embedded_model_is_the_default() -> None:
         assert llm.info.n_ctx_train == 16384
 
 
+@pytest.mark.slow
 def test_demo_answers_everything_right_in_a_pipe() -> None:
     package = Path(fasa_py.__file__).parent
     run = subprocess.run(
