@@ -68,6 +68,7 @@ typedef struct fasa_gguf fasa_gguf;        /* an open, checked GGUF file (all of
 typedef struct fasa_model fasa_model;      /* weights on a device */
 typedef struct fasa_context fasa_context;  /* KV cache and scratch of one or more sequences */
 typedef struct fasa_sampler fasa_sampler;  /* logits -> token */
+typedef struct fasa_table fasa_table;      /* calibration: which chunks of which head are dominant */
 
 /* Returns false to cancel. fraction: 0..1. */
 typedef bool (*fasa_progress_fn)(float fraction, void * user);
@@ -138,10 +139,35 @@ typedef struct fasa_model_info {
     uint64_t     fingerprint;          /* of shapes, settings and sampled weight bytes */
 } fasa_model_info;
 
+typedef enum fasa_criterion { FASA_CRITERION_AUTO, FASA_CRITERION_CA, FASA_CRITERION_MASS } fasa_criterion;
+typedef enum fasa_kv_placement { FASA_KV_AUTO, FASA_KV_DEVICE, FASA_KV_SPLIT } fasa_kv_placement;
+
+/* How decode steps attend. Filled by fasa_method_params_default; here a zero is a zero. */
+typedef struct fasa_method_params {
+    const char *   method;             /* "auto": fasa with a table, else full; or one of fasa_supported_methods */
+    int32_t        n_tip;              /* dominant chunks a head; 0: a quarter of them */
+    int32_t        n_fac;              /* positions attended to, forced ones included */
+    float          n_fac_fraction;     /* > 0: that share of the cached positions instead */
+    int32_t        n_sink, n_recent;   /* positions always kept: the first, the last */
+    int32_t        dense_layers;       /* leading layers that stay dense */
+    int32_t        dense_below;        /* cached positions up to which steps stay dense; -1: where sparse begins to pay */
+    int32_t        page;               /* positions chosen together; 1: each by itself */
+    bool           chunks_per_head;    /* dominant chunks per query head instead of per KV head */
+    bool           tokens_per_head;    /* positions per query head instead of per KV head */
+    fasa_criterion criterion;
+    bool           pyramid;            /* budgets fall from layer to layer (PyramidKV) */
+    bool           quest_mean_std;     /* quest: pages by mean and deviation instead of bounds */
+    int32_t        observe_window, refresh_every;  /* snapkv, rkv: queries that vote, tokens between votes */
+    float          redundancy_weight;  /* rkv */
+} fasa_method_params;
+
 typedef struct fasa_context_params {
     int32_t n_ctx;                     /* tokens a sequence can hold; 0: min(trained context, what fits) */
     int32_t n_batch;                   /* tokens processed at once in prefill; 0: 512 */
     int32_t n_seq;                     /* sequences; 0: 1 */
+    fasa_method_params method;
+    const fasa_table * table;          /* NULL: the file's own, if it has one */
+    fasa_kv_placement  kv;             /* device: all of the cache; split: dominant keys only, the rest in host memory */
 } fasa_context_params;
 
 /* Bytes that a context of these params will take, all of them known before it is created. */
@@ -149,6 +175,7 @@ typedef struct fasa_plan {
     int32_t  n_ctx, n_ctx_max;         /* asked or chosen; the largest that fits now */
     uint64_t weights_bytes;            /* mapped from the file, shared between processes */
     uint64_t kv_bytes, scratch_bytes;
+    uint64_t kv_dom_bytes;             /* the part of kv_bytes that dominant keys take: on the device in any placement */
     uint64_t available_bytes;          /* for kv + scratch, before the context exists */
     bool     fits;
 } fasa_plan;
@@ -157,7 +184,9 @@ typedef struct fasa_stats {
     uint64_t n_prefill, n_decode;      /* tokens processed in calls of several tokens, of one token */
     double   prefill_s, decode_s;
     uint64_t decode_bytes;             /* weight and KV bytes that the decode steps had to read */
-    uint64_t layers_dense;             /* layer passes with dense attention */
+    uint64_t layers_dense, layers_sparse;    /* layer passes of decode steps */
+    uint64_t tokens_selected;                /* positions, summed over lists and sparse layers */
+    uint64_t key_bytes, value_bytes;         /* of the KV cache, read by decode steps */
 } fasa_stats;
 
 typedef struct fasa_sampler_params {
@@ -226,6 +255,31 @@ FASA_API fasa_status  fasa_seq_truncate(fasa_context * ctx, int32_t seq, int32_t
 FASA_API fasa_status  fasa_seq_copy(fasa_context * ctx, int32_t dst, int32_t src, int32_t n_tokens);
 FASA_API fasa_status  fasa_seq_save(const fasa_context * ctx, int32_t seq, const char * path);
 FASA_API fasa_status  fasa_seq_load(fasa_context * ctx, int32_t seq, const char * path);
+
+/* Decode steps from now on attend this way. The layout of the cache stays that of the context's own method. */
+FASA_API fasa_status  fasa_method_set(fasa_context * ctx, const fasa_method_params * params);
+FASA_API void         fasa_method_params_default(fasa_method_params * out);
+FASA_API const char * fasa_supported_methods(void); /* "full, fasa, ..." */
+/* The method in use, "auto" resolved, and whether the cache is split. */
+FASA_API void         fasa_method_get(fasa_method_params * out, const fasa_context * ctx);
+
+/* calibration tables. ca [n_layer][n_head][n_chunk]; order [n_layer][n_head_kv][n_chunk] or NULL;
+ * order_head [n_layer][n_head][n_chunk] or NULL. */
+FASA_API fasa_status  fasa_table_create(fasa_table ** out, const fasa_model * model, fasa_criterion criterion,
+                                        const float * ca, const uint16_t * order, const uint16_t * order_head);
+FASA_API void         fasa_table_free(fasa_table * table);
+FASA_API bool         fasa_model_has_table(const fasa_model * model);
+
+/* looking inside: records the queries and selections of the next n_steps decode steps; 0 stops and frees */
+FASA_API fasa_status  fasa_tap_start(fasa_context * ctx, int32_t n_steps);
+FASA_API int32_t      fasa_tap_steps(const fasa_context * ctx);
+/* Of one recorded step and layer: sequence and number of cached positions; rotated queries [n_head][head_dim], dims as
+ * in the file; the positions attended to, [n_set][n_pos] with their counts [n_set] (n_set 0: dense). Any may be NULL. */
+FASA_API fasa_status  fasa_tap_read(const fasa_context * ctx, int32_t step, int32_t layer, int32_t * seq, int32_t * n_pos,
+                                    float * q, int32_t * n_set, int32_t * count, int32_t * positions);
+/* Keys (rotated) and values [n][head_dim] of positions first .. first + n - 1, dims as in the file. Either may be NULL. */
+FASA_API fasa_status  fasa_kv_read(float * k, float * v, const fasa_context * ctx, int32_t seq, int32_t layer,
+                                   int32_t head_kv, int32_t first, int32_t n);
 
 /* sampling */
 FASA_API void         fasa_sampler_params_default(fasa_sampler_params * out);

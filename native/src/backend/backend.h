@@ -30,11 +30,23 @@ class Ops {
     virtual void rms_norm(float* y, const float* x, const float* weight, int64_t n_rows, int dim, float eps) = 0;
     // Products that share the input x [n][n_in]: y = x wᵀ (+ bias) (+ y).
     virtual void linear(const LinearOut* out, int n_products, const float* x, int n) = 0;
-    // Rotates q [n][n_head][head_dim] in place, and k [n][n_head_kv][head_dim] into the cache with v (same shape).
+    // Rotates q [n][n_head][head_dim] in place and k [n][n_head_kv][head_dim] into the cache with v (same shape); both get
+    // their dims in the order of the cache.
     virtual void rope_store(float* q, const float* k, const float* v, int n_head, const RopeView& rope,
                             const KvView& kv, Rows rows) = 0;
     // Causal attention of rotated q over everything cached up to each row's position. y, q [n][n_head][head_dim]
     virtual void attend_dense(float* y, const float* q, int n_head, float scale, const KvView& kv, Rows rows) = 0;
+    // The same for one row over the positions of a selection, whose sets are the KV heads or the query heads.
+    virtual void attend_selected(float* y, const float* q, int n_head, float scale, const KvView& kv, int32_t seq,
+                                 const Selection& selection) = 0;
+    // scores[i][pos] = q[i] · key of pos, for n_q queries spread evenly over the KV heads, the first n_pos positions;
+    // scores [n_q][n_ctx], q [n_q][head_dim]. Only the dominant dims count unless whole_key.
+    virtual void token_scores(float* scores, const float* q, int n_q, const KvView& kv, int32_t seq, int32_t n_pos,
+                              bool whole_key) = 0;
+    // The `keep` best positions below n_pos of every row of scores [n_set][n_ctx]: always the first n_sink and the last
+    // n_recent, then those with the highest scores, the lower position first among equals. NaN counts as the lowest.
+    virtual void topk(const float* scores, int32_t n_pos, int32_t keep, int32_t n_sink, int32_t n_recent,
+                      Selection& selection) = 0;
     // gate = silu(gate) * up, n values
     virtual void glu(float* gate, const float* up, int64_t n) = 0;
 };

@@ -33,16 +33,45 @@ struct Rows {
     int32_t seq = 0, pos0 = 0, n = 0;
 };
 
-// The KV cache of one layer. For every sequence, KV head and position one row, contiguous: the rotated key, then the
-// value, half precision.
-struct KvView {
-    uint16_t* data = nullptr;  // [n_seq][n_head_kv][n_ctx][2 * head_dim]
-    int32_t n_ctx = 0, n_head_kv = 0, head_dim = 0;
+// The keys and values of one KV head of a sequence, split by dimension [FASA §5]. `dom` holds the n_dom dominant key dims
+// of every position, contiguous; `rest` one row a position: the other key dims, then the value. n_dom 0: no split.
+struct KvHead {
+    const uint16_t* dom;   // [n_ctx][n_dom], half precision
+    const uint16_t* rest;  // [n_ctx][2 * head_dim - n_dom]
+    int32_t n_dom, head_dim;
 
-    int64_t row_values() const { return 2 * static_cast<int64_t>(head_dim); }
-    uint16_t* row(int32_t seq, int32_t head_kv, int32_t pos) const {
-        return data + ((static_cast<int64_t>(seq) * n_head_kv + head_kv) * n_ctx + pos) * row_values();
+    int32_t n_rest() const { return head_dim - n_dom; }  // key dims in a row; the value follows them
+    int64_t row_values() const { return 2 * int64_t{head_dim} - n_dom; }
+};
+
+// The KV cache of one layer: for every sequence and KV head the two planes of KvHead, rotated keys.
+struct KvView {
+    uint16_t* dom = nullptr;         // [n_seq][n_head_kv][n_ctx][n_dom]
+    uint16_t* rest = nullptr;        // [n_seq][n_head_kv][n_ctx][2 * head_dim - n_dom]
+    const int16_t* order = nullptr;  // [n_head_kv][head_dim]: the file's dim stored at each place; nullptr: unchanged
+    int32_t n_ctx = 0, n_head_kv = 0, head_dim = 0, n_dom = 0;
+
+    int64_t row_values() const { return 2 * int64_t{head_dim} - n_dom; }
+    int64_t row(int32_t seq, int32_t head_kv, int32_t pos) const {
+        return (int64_t{seq} * n_head_kv + head_kv) * n_ctx + pos;
     }
+    uint16_t* dom_at(int32_t seq, int32_t head_kv, int32_t pos) const { return dom + row(seq, head_kv, pos) * n_dom; }
+    uint16_t* rest_at(int32_t seq, int32_t head_kv, int32_t pos) const {
+        return rest + row(seq, head_kv, pos) * row_values();
+    }
+    KvHead head(int32_t seq, int32_t head_kv) const {
+        return {dom_at(seq, head_kv, 0), rest_at(seq, head_kv, 0), n_dom, head_dim};
+    }
+    const int16_t* order_of(int32_t head_kv) const { return order ? order + int64_t{head_kv} * head_dim : nullptr; }
+};
+
+// The positions that a decode step attends to: n_set lists (one a KV head or one a query head), ascending.
+struct Selection {
+    int32_t* positions = nullptr;  // [n_set][capacity]
+    int32_t* count = nullptr;      // [n_set]
+    int32_t n_set = 0, capacity = 0;
+
+    int32_t* list(int32_t set) const { return positions + int64_t{set} * capacity; }
 };
 
 enum class RopeLayout {

@@ -19,19 +19,32 @@ Context::Progress reporter(fasa_progress_fn progress, void* user) {
     return [=](float fraction) { return !progress || progress(fraction, user); };
 }
 
+fasa_context_params defaulted(const fasa_context_params* params) {
+    if (params) return *params;
+    fasa_context_params p = {};
+    p.method = default_method();
+    return p;
+}
+
+std::shared_ptr<const Table> table_of(const fasa_context_params* params) {
+    return params && params->table ? params->table->table : nullptr;
+}
+
 }  // namespace
 
 extern "C" {
 
 void fasa_context_params_default(fasa_context_params* out) {
-    if (out) *out = {};
+    if (!out) return;
+    *out = {};
+    out->method = default_method();
 }
 
 fasa_status fasa_plan_get(fasa_plan* out, const fasa_model* model, const fasa_context_params* params) {
     return guard([&] {
         require(out, "out");
         require(model, "model");
-        *out = make_plan(*model->model, resolve(*model->model, params ? *params : fasa_context_params{}));
+        *out = make_plan(*model->model, resolve(*model->model, defaulted(params), table_of(params)));
     });
 }
 
@@ -40,7 +53,7 @@ fasa_status fasa_context_create(fasa_context** out, const fasa_model* model, con
         require(out, "out");
         require(model, "model");
         *out = nullptr;
-        *out = new fasa_context{{model->model, params ? *params : fasa_context_params{}}};
+        *out = new fasa_context{{model->model, defaulted(params), table_of(params)}};
     });
 }
 
@@ -74,11 +87,11 @@ fasa_status fasa_score(float* logprob, fasa_context* ctx, int32_t seq, const int
 }
 
 void fasa_stats_get(fasa_stats* out, const fasa_context* ctx) {
-    if (out && ctx) *out = ctx->context.stats;
+    if (out && ctx) *out = ctx->context.stats();
 }
 
 void fasa_stats_reset(fasa_context* ctx) {
-    if (ctx) ctx->context.stats = {};
+    if (ctx) ctx->context.reset_stats();
 }
 
 void fasa_cancel(fasa_context* ctx) {

@@ -22,6 +22,10 @@ struct fasa_context {
     fasa::Context context;
 };
 
+struct fasa_table {
+    std::shared_ptr<const fasa::Table> table;
+};
+
 struct fasa_sampler {
     fasa::Sampler sampler;
 };

@@ -1,21 +1,43 @@
 #include "kv/store.h"
 
+#include <algorithm>
 #include <cstring>
 
 namespace fasa {
 
+size_t KvShape::dom_bytes() const {
+    return size_t{2} * std::max(0, n_layer - n_dense) * n_seq * n_head_kv * n_ctx * n_dom;
+}
+
+KvStore::KvStore(const KvShape& shape, std::vector<int16_t> order)
+    : shape_(shape),
+      order_(std::move(order)),
+      dom_(shape.dom_bytes(), "dominant part of the KV cache"),
+      rest_(shape.n_bytes() - shape.dom_bytes(), "KV cache") {}
+
 KvView KvStore::layer(int32_t i) const {
-    const size_t values = shape_.n_bytes() / sizeof(uint16_t) / shape_.n_layer;
-    return {static_cast<uint16_t*>(memory_.data()) + i * values, shape_.n_ctx, shape_.n_head_kv, shape_.head_dim};
+    const size_t n_rows = size_t{1} * shape_.n_seq * shape_.n_head_kv * shape_.n_ctx;
+    const size_t n_dense = std::min(i, shape_.n_dense), n_split = i - n_dense;
+    const size_t whole = size_t{2} * shape_.head_dim;  // values of a row in a dense layer
+    KvView view;
+    view.n_ctx = shape_.n_ctx;
+    view.n_head_kv = shape_.n_head_kv;
+    view.head_dim = shape_.head_dim;
+    view.n_dom = shape_.n_dom_of(i);
+    view.dom = static_cast<uint16_t*>(dom_.data()) + n_rows * shape_.n_dom * n_split;
+    view.rest = static_cast<uint16_t*>(rest_.data()) + n_rows * (n_dense * whole + n_split * (whole - shape_.n_dom));
+    if (!order_.empty()) view.order = order_.data() + size_t{1} * i * shape_.n_head_kv * shape_.head_dim;
+    return view;
 }
 
 void KvStore::copy(int32_t dst, int32_t src, int32_t n_tokens) {
     if (dst == src) return;
     for (int32_t i = 0; i < shape_.n_layer; ++i) {
         const KvView view = layer(i);
-        const size_t n_bytes = size_t{2} * view.row_values() * n_tokens;
         for (int32_t head = 0; head < shape_.n_head_kv; ++head) {
-            std::memcpy(view.row(dst, head, 0), view.row(src, head, 0), n_bytes);
+            const size_t n = static_cast<size_t>(n_tokens);
+            if (view.n_dom > 0) std::memcpy(view.dom_at(dst, head, 0), view.dom_at(src, head, 0), 2 * n * view.n_dom);
+            std::memcpy(view.rest_at(dst, head, 0), view.rest_at(src, head, 0), 2 * n * view.row_values());
         }
     }
 }

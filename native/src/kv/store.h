@@ -1,7 +1,8 @@
-// The KV cache of a context: one allocation, all layers and sequences.
+// The KV cache of a context: all layers and sequences, split by dimension [FASA §5].
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 #include "backend/views.h"
 #include "base/buffer.h"
@@ -10,33 +11,45 @@ namespace fasa {
 
 struct KvShape {
     int32_t n_layer, n_head_kv, head_dim, n_ctx, n_seq;
+    int32_t n_dom;    // dominant key dims of a split layer; 0: no layer is split
+    int32_t n_dense;  // leading layers that are never split
 
+    int32_t n_dom_of(int32_t layer) const { return layer < n_dense ? 0 : n_dom; }
     size_t token_bytes() const { return size_t{4} * n_layer * n_head_kv * head_dim; }  // key and value, half precision
     size_t n_bytes() const { return token_bytes() * n_ctx * n_seq; }
+    // The part of n_bytes that the dominant planes take.
+    size_t dom_bytes() const;
 };
 
+// One layout, two placements: the dominant plane is always on the device; the rest is there too (FASA-C) or in host
+// memory (FASA-M). On a CPU both are the same memory.
 class KvStore {
    public:
-    explicit KvStore(const KvShape& shape) : shape_(shape), memory_(shape.n_bytes(), "KV cache") {}
+    // order [n_layer][n_head_kv][head_dim]: which dim of the file lies at each place of a key; empty: unchanged.
+    KvStore(const KvShape& shape, std::vector<int16_t> order);
 
     const KvShape& shape() const { return shape_; }
+    const std::vector<int16_t>& order() const { return order_; }
     KvView layer(int32_t i) const;
     // Copies the first n_tokens of sequence src over those of dst.
     void copy(int32_t dst, int32_t src, int32_t n_tokens);
 
-    // f(data, n_bytes) over the rows of the first n_tokens of a sequence, in a fixed order.
+    // f(data, n_bytes) over all planes of the first n_tokens of a sequence, in a fixed order.
     template <class F>
     void for_each_span(int32_t seq, int32_t n_tokens, F&& f) const {
         for (int32_t i = 0; i < shape_.n_layer; ++i) {
             const KvView view = layer(i);
-            const size_t n_bytes = size_t{2} * view.row_values() * n_tokens;
-            for (int32_t head = 0; head < shape_.n_head_kv; ++head) f(view.row(seq, head, 0), n_bytes);
+            for (int32_t head = 0; head < shape_.n_head_kv; ++head) {
+                if (view.n_dom > 0) f(view.dom_at(seq, head, 0), size_t{2} * view.n_dom * n_tokens);
+                f(view.rest_at(seq, head, 0), size_t{2} * view.row_values() * n_tokens);
+            }
         }
     }
 
    private:
     KvShape shape_;
-    Buffer memory_;
+    std::vector<int16_t> order_;
+    Buffer dom_, rest_;
 };
 
 }  // namespace fasa

@@ -22,7 +22,7 @@ Activations Activations::take(Arena& arena, const Hparams& h, int n) {
 }
 
 void forward(const Model& model, Ops& ops, const KvStore& kv, const Activations& a, Rows rows, const int32_t* tokens,
-             Poll& poll) {
+             LayerHook& hook, Poll& poll) {
     const Hparams& h = model.h;
     const int n = rows.n;
     const float scale = 1.0f / std::sqrt(static_cast<float>(h.head_dim));
@@ -46,7 +46,11 @@ void forward(const Model& model, Ops& ops, const KvStore& kv, const Activations&
         ops.rope_store(a.q, a.k, a.v, h.n_head, rope, cache, rows);
 
         poll();
-        ops.attend_dense(a.attended, a.q, h.n_head, scale, cache, rows);
+        if (const Selection* selection = hook.stored(i, rows, a.q, scale, cache)) {
+            ops.attend_selected(a.attended, a.q, h.n_head, scale, cache, rows.seq, *selection);
+        } else {
+            ops.attend_dense(a.attended, a.q, h.n_head, scale, cache, rows);
+        }
         const LinearOut attn_output = l.attn_output.into(a.x, true);
         ops.linear(&attn_output, 1, a.attended, n);
 

@@ -24,9 +24,18 @@ class Poll {
     virtual void operator()() = 0;
 };
 
+// Stands between a layer's keys and its attention.
+class LayerHook {
+   public:
+    virtual ~LayerHook() = default;
+    // The layer's rows are in the cache; q [rows.n][n_head][head_dim] is rotated, in the order of the cache. Returns the
+    // positions to attend to (for a single row only), or nullptr for all.
+    virtual const Selection* stored(int32_t layer, Rows rows, const float* q, float scale, const KvView& kv) = 0;
+};
+
 // Runs rows.n tokens through all layers; a.x holds the final hidden states afterwards, not yet normed.
 void forward(const Model& model, Ops& ops, const KvStore& kv, const Activations& a, Rows rows, const int32_t* tokens,
-             Poll& poll);
+             LayerHook& hook, Poll& poll);
 
 // Logits [n][n_vocab] of n consecutive rows of a.x, starting at row.
 void output_logits(const Model& model, Ops& ops, const Activations& a, int32_t row, int32_t n, float* logits);

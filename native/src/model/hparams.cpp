@@ -138,6 +138,8 @@ const char* supported_archs() {
     return names.c_str();
 }
 
+ChunkLayout chunk_layout(const Hparams& h) { return {h.arch->rope_layout, h.n_rot, h.head_dim}; }
+
 Hparams read_hparams(const gguf::File& file) {
     Hparams h{};
     h.arch = &find_arch(file);

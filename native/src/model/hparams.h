@@ -6,6 +6,7 @@
 
 #include "backend/views.h"
 #include "gguf/file.h"
+#include "select/chunks.h"
 
 namespace fasa {
 
@@ -30,6 +31,9 @@ struct Hparams {
     float rope_attn_factor;  // yarn: extra factor on cos and sin
     float yarn_ext_factor, yarn_beta_fast, yarn_beta_slow;
 };
+
+// The chunks of one head.
+ChunkLayout chunk_layout(const Hparams& h);
 
 // Throws FORMAT naming the key, or UNSUPPORTED naming the architecture or feature.
 Hparams read_hparams(const gguf::File& file);

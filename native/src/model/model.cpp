@@ -165,6 +165,10 @@ std::shared_ptr<const Model> load_model(std::shared_ptr<const gguf::File> file, 
     model->h = read_hparams(*model->file);
     const Hparams& h = model->h;
 
+    if (auto table = read_table(*model->file, {h.n_layer, h.n_head, h.n_head_kv, chunk_layout(h)})) {
+        model->table = std::make_shared<const Table>(std::move(*table));
+    }
+
     Loader load(*model->file);
     model->token_embd = load.matrix("token_embd.weight", h.n_embd, h.n_vocab);
     for (int32_t i = 0; i < h.n_layer; ++i) model->layers.push_back(load_layer(load, h, i));

@@ -9,6 +9,7 @@
 #include "gguf/file.h"
 #include "model/hparams.h"
 #include "model/rope.h"
+#include "select/table.h"
 
 namespace fasa {
 
@@ -37,6 +38,7 @@ struct Model {
     WeightView output;        // [n_vocab][n_embd]; token_embd when tied
     std::vector<float> output_norm;
     std::vector<Layer> layers;
+    std::shared_ptr<const Table> table;  // the file's FASA table, if it carries one
     uint64_t n_params = 0, n_bytes = 0;
     uint64_t fingerprint = 0;  // of shapes, settings and sampled weight bytes: refuses another model's state
 

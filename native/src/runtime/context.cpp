@@ -4,8 +4,10 @@
 #include <chrono>
 #include <cmath>
 #include <limits>
+#include <utility>
 
 #include "base/error.h"
+#include "base/half.h"
 #include "runtime/plan.h"
 #include "runtime/state_file.h"
 
@@ -16,8 +18,8 @@ using Clock = std::chrono::steady_clock;
 
 double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
-fasa_plan checked_plan(const Model& model, const fasa_context_params& params) {
-    const fasa_plan plan = make_plan(model, params);
+fasa_plan checked_plan(const Model& model, const ContextConfig& config) {
+    const fasa_plan plan = make_plan(model, config);
     if (!plan.fits) {
         fail(FASA_ERROR_MEMORY,
              "out of memory: a context of %d tokens needs %.1f MiB (KV cache %.1f, scratch %.1f), but %.1f MiB are "
@@ -73,20 +75,98 @@ class Context::CancelPoll final : public Poll {
     Clock::time_point asked_ = Clock::now();
 };
 
-Context::Context(std::shared_ptr<const Model> model, const fasa_context_params& params)
-    : stats{},
-      model_(std::move(model)),
-      params_(resolve(*model_, params)),
-      plan_(checked_plan(*model_, params_)),
-      kv_(kv_shape(model_->h, params_)),
-      memory_(plan_.scratch_bytes - model_->device->ops_bytes(ops_limits(model_->h, params_)), "scratch"),
-      ops_(model_->device->make_ops(ops_limits(model_->h, params_))),
-      length_(static_cast<size_t>(params_.n_seq)),
+// Chooses the positions of a layer, and shows the step to the tap.
+class Context::SparseHook final : public LayerHook {
+   public:
+    explicit SparseHook(Context& context) : context_(context) {}
+
+    const Selection* stored(int32_t layer, Rows rows, const float* q, float scale, const KvView& kv) override {
+        const Selection* selection = context_.sparsity_->select(layer, rows, q, scale, kv);
+        if (context_.tap_) context_.tap_->record(layer, rows, q, kv, selection);
+        return selection;
+    }
+
+   private:
+    Context& context_;
+};
+
+Context::Context(std::shared_ptr<const Model> model, const fasa_context_params& params,
+                 std::shared_ptr<const Table> table)
+    : model_(std::move(model)),
+      config_(resolve(*model_, params, std::move(table))),
+      plan_(checked_plan(*model_, config_)),
+      kv_(kv_shape(model_->h, config_), cache_order(model_->h, config_)),
+      memory_(plan_.scratch_bytes - model_->device->ops_bytes(ops_limits(model_->h, config_)), "scratch"),
+      ops_(model_->device->make_ops(ops_limits(model_->h, config_))),
+      length_(static_cast<size_t>(config_.n_seq)),
+      hook_(std::make_unique<SparseHook>(*this)),
       poll_(std::make_unique<CancelPoll>(cancelled_)) {
     Arena arena(memory_.data());
-    activations_ = Activations::take(arena, model_->h, params_.n_batch);
-    logits_ = arena.take<float>(size_t{1} * std::min(n_score_rows, params_.n_batch) * model_->h.n_vocab);
-    history_ = arena.take<int32_t>(size_t{1} * params_.n_ctx * params_.n_seq);
+    activations_ = Activations::take(arena, model_->h, config_.n_batch);
+    logits_ = arena.take<float>(size_t{1} * std::min(n_score_rows, config_.n_batch) * model_->h.n_vocab);
+    history_ = arena.take<int32_t>(size_t{1} * config_.n_ctx * config_.n_seq);
+    select_scratch_ = SelectScratch::take(arena, select_shape(model_->h, config_));
+    make_sparsity();
+}
+
+void Context::make_sparsity() {
+    sparsity_ = std::make_unique<Sparsity>(SelectorSetup{config_.select, select_shape(model_->h, config_),
+                                                         config_.table.get(), kv_.order(), *ops_, select_scratch_});
+}
+
+void Context::set_method(const fasa_method_params& params) {
+    const SelectConfig before = std::exchange(config_.select, resolve_method(*model_, params, config_.table.get()));
+    const SparsityCounts counts = sparsity_->counts;
+    try {
+        make_sparsity();
+    } catch (...) {
+        config_.select = before;
+        throw;
+    }
+    sparsity_->counts = counts;
+}
+
+fasa_stats Context::stats() const {
+    const SparsityCounts& c = sparsity_->counts;
+    fasa_stats stats = stats_;
+    stats.layers_dense = c.layers_dense;
+    stats.layers_sparse = c.layers_sparse;
+    stats.tokens_selected = c.tokens_selected;
+    stats.key_bytes = c.key_bytes;
+    stats.value_bytes = c.value_bytes;
+    stats.decode_bytes = stats_.n_decode * model_->pass_bytes() + c.key_bytes + c.value_bytes;
+    return stats;
+}
+
+void Context::reset_stats() {
+    stats_ = {};
+    sparsity_->counts = {};
+}
+
+void Context::start_tap(int32_t n_steps) {
+    if (n_steps < 0 || n_steps > (1 << 20)) fail(FASA_ERROR_ARGUMENT, "n_steps is %d, expected 0 to 1048576", n_steps);
+    tap_ = n_steps > 0 ? std::make_unique<Tap>(model_->h.n_layer, model_->h.n_head, n_steps) : nullptr;
+}
+
+void Context::read_kv(float* k, float* v, int32_t seq, int32_t layer, int32_t head_kv, int32_t first, int32_t n) const {
+    check_seq(seq);
+    const Hparams& h = model_->h;
+    if (layer < 0 || layer >= h.n_layer || head_kv < 0 || head_kv >= h.n_head_kv || first < 0 || n < 0 ||
+        first > length_[seq] - n) {
+        fail(FASA_ERROR_ARGUMENT, "no keys at layer %d, KV head %d, positions %d to %d: the sequence has %d", layer, head_kv,
+             first, first + n, length_[seq]);
+    }
+    const KvView view = kv_.layer(layer);
+    const int16_t* order = view.order_of(head_kv);
+    for (int32_t i = 0; i < n; ++i) {
+        const uint16_t* dom = view.dom_at(seq, head_kv, first + i);
+        const uint16_t* rest = view.rest_at(seq, head_kv, first + i);
+        for (int32_t d = 0; d < h.head_dim; ++d) {
+            const uint16_t key = d < view.n_dom ? dom[d] : rest[d - view.n_dom];
+            if (k) k[int64_t{i} * h.head_dim + (order ? order[d] : d)] = half_to_float(key);
+            if (v) v[int64_t{i} * h.head_dim + d] = half_to_float(rest[h.head_dim - view.n_dom + d]);
+        }
+    }
 }
 
 Context::~Context() = default;
@@ -97,17 +177,17 @@ void Context::set_abort(fasa_abort_fn fn, void* user) {
 }
 
 void Context::check_seq(int32_t seq) const {
-    if (seq < 0 || seq >= params_.n_seq) {
-        fail(FASA_ERROR_ARGUMENT, "sequence %d does not exist: this context has %d", seq, params_.n_seq);
+    if (seq < 0 || seq >= config_.n_seq) {
+        fail(FASA_ERROR_ARGUMENT, "sequence %d does not exist: this context has %d", seq, config_.n_seq);
     }
 }
 
 void Context::check_tokens(int32_t seq, std::span<const int32_t> tokens) const {
     check_seq(seq);
     if (tokens.empty()) fail(FASA_ERROR_ARGUMENT, "no tokens to process");
-    if (tokens.size() > static_cast<size_t>(params_.n_ctx - length_[seq])) {
+    if (tokens.size() > static_cast<size_t>(config_.n_ctx - length_[seq])) {
         fail(FASA_ERROR_CONTEXT_FULL, "%d tokens in the context and %zu new ones exceed its size, n_ctx = %d",
-             length_[seq], tokens.size(), params_.n_ctx);
+             length_[seq], tokens.size(), config_.n_ctx);
     }
     for (size_t i = 0; i < tokens.size(); ++i) {
         if (tokens[i] < 0 || tokens[i] >= model_->h.n_vocab) {
@@ -121,25 +201,23 @@ void Context::run_batch(int32_t seq, std::span<const int32_t> tokens) {
     const Clock::time_point start = Clock::now();
     const int32_t pos0 = length_[seq], n = static_cast<int32_t>(tokens.size());
     logits_seq_ = -1;
-    forward(*model_, *ops_, kv_, activations_, {seq, pos0, n}, tokens.data(), *poll_);
-    std::copy(tokens.begin(), tokens.end(), history_ + int64_t{seq} * params_.n_ctx + pos0);
+    forward(*model_, *ops_, kv_, activations_, {seq, pos0, n}, tokens.data(), *hook_, *poll_);
+    std::copy(tokens.begin(), tokens.end(), history_ + int64_t{seq} * config_.n_ctx + pos0);
     length_[seq] = pos0 + n;
 
-    stats.layers_dense += static_cast<uint64_t>(model_->h.n_layer);
     if (n == 1) {
-        stats.n_decode += 1;
-        stats.decode_s += seconds_since(start);
-        stats.decode_bytes += model_->pass_bytes() + kv_.shape().token_bytes() * static_cast<uint64_t>(pos0 + 1);
+        stats_.n_decode += 1;
+        stats_.decode_s += seconds_since(start);
     } else {
-        stats.n_prefill += static_cast<uint64_t>(n);
-        stats.prefill_s += seconds_since(start);
+        stats_.n_prefill += static_cast<uint64_t>(n);
+        stats_.prefill_s += seconds_since(start);
     }
 }
 
 template <class AfterBatch>
 void Context::run(int32_t seq, std::span<const int32_t> tokens, const Progress& progress, AfterBatch&& after_batch) {
     cancelled_ = false;
-    const size_t n_batch = static_cast<size_t>(params_.n_batch);
+    const size_t n_batch = static_cast<size_t>(config_.n_batch);
     for (size_t done = 0; done < tokens.size();) {
         const auto batch = tokens.subspan(done, next_batch(n_batch, tokens.size() - done));
         run_batch(seq, batch);
@@ -158,13 +236,13 @@ void Context::decode(int32_t seq, std::span<const int32_t> tokens, const Progres
         if (done + batch.size() < tokens.size()) return;
         const Clock::time_point start = Clock::now();
         output_logits(*model_, *ops_, activations_, static_cast<int32_t>(batch.size()) - 1, 1, logits_);
-        (tokens.size() == 1 ? stats.decode_s : stats.prefill_s) += seconds_since(start);
+        (tokens.size() == 1 ? stats_.decode_s : stats_.prefill_s) += seconds_since(start);
     });
 }
 
 void Context::score(float* logprob, int32_t seq, std::span<const int32_t> tokens, const Progress& progress) {
     check_tokens(seq, tokens);
-    const int32_t n_vocab = model_->h.n_vocab, n_rows = std::min(n_score_rows, params_.n_batch);
+    const int32_t n_vocab = model_->h.n_vocab, n_rows = std::min(n_score_rows, config_.n_batch);
     logprob[0] =
         logits_seq_ == seq ? log_probability(logits_, n_vocab, tokens[0]) : std::numeric_limits<float>::quiet_NaN();
     run(seq, tokens, progress, [&](size_t done, std::span<const int32_t> batch) {
@@ -186,8 +264,8 @@ void Context::score(float* logprob, int32_t seq, std::span<const int32_t> tokens
 }
 
 std::span<const int32_t> Context::tokens(int32_t seq) const {
-    if (seq < 0 || seq >= params_.n_seq) return {};
-    return {history_ + int64_t{seq} * params_.n_ctx, static_cast<size_t>(length_[seq])};
+    if (seq < 0 || seq >= config_.n_seq) return {};
+    return {history_ + int64_t{seq} * config_.n_ctx, static_cast<size_t>(length_[seq])};
 }
 
 void Context::truncate(int32_t seq, int32_t n_tokens) {
@@ -197,6 +275,7 @@ void Context::truncate(int32_t seq, int32_t n_tokens) {
     }
     if (n_tokens < length_[seq] && logits_seq_ == seq) logits_seq_ = -1;
     length_[seq] = n_tokens;
+    sparsity_->forget(seq, n_tokens);
 }
 
 void Context::copy(int32_t dst, int32_t src, int32_t n_tokens) {
@@ -207,8 +286,9 @@ void Context::copy(int32_t dst, int32_t src, int32_t n_tokens) {
     }
     if (logits_seq_ == dst) logits_seq_ = -1;
     kv_.copy(dst, src, n_tokens);
-    std::copy_n(history_ + int64_t{src} * params_.n_ctx, n_tokens, history_ + int64_t{dst} * params_.n_ctx);
+    std::copy_n(history_ + int64_t{src} * config_.n_ctx, n_tokens, history_ + int64_t{dst} * config_.n_ctx);
     length_[dst] = n_tokens;
+    sparsity_->forget(dst, n_tokens);
 }
 
 void Context::save(int32_t seq, const std::string& path) const {
@@ -218,10 +298,11 @@ void Context::save(int32_t seq, const std::string& path) const {
 
 void Context::load(int32_t seq, const std::string& path) {
     check_seq(seq);
-    const StateFile state(path, model_->fingerprint, model_->h.n_vocab, kv_.shape());
+    const StateFile state(path, model_->fingerprint, model_->h.n_vocab, kv_);
     if (logits_seq_ == seq) logits_seq_ = -1;
-    state.restore(kv_, seq, history_ + int64_t{seq} * params_.n_ctx);
+    state.restore(kv_, seq, history_ + int64_t{seq} * config_.n_ctx);
     length_[seq] = state.n_tokens();
+    sparsity_->forget(seq, length_[seq]);
 }
 
 }  // namespace fasa

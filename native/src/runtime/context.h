@@ -11,6 +11,9 @@
 #include "kv/store.h"
 #include "model/forward.h"
 #include "model/model.h"
+#include "runtime/config.h"
+#include "runtime/tap.h"
+#include "select/sparsity.h"
 
 namespace fasa {
 
@@ -19,7 +22,9 @@ class Context {
     using Progress = std::function<bool(float)>;
 
     // Takes all memory that the context will ever use. Throws MEMORY, with what would fit, when the plan does not.
-    Context(std::shared_ptr<const Model> model, const fasa_context_params& params);
+    // table: nullptr for the file's own.
+    Context(std::shared_ptr<const Model> model, const fasa_context_params& params,
+            std::shared_ptr<const Table> table = nullptr);
     ~Context();
 
     // See fasa_decode and fasa_score.
@@ -36,11 +41,23 @@ class Context {
     void cancel() { cancelled_ = true; }
     void set_abort(fasa_abort_fn fn, void* user);
     const fasa_plan& plan() const { return plan_; }
-    fasa_stats stats;
+    const Model& model() const { return *model_; }
+    const ContextConfig& config() const { return config_; }
+    void set_method(const fasa_method_params& params);
+    fasa_stats stats() const;
+    void reset_stats();
+
+    // Queries and selections of the next n_steps decode steps; 0: no more.
+    void start_tap(int32_t n_steps);
+    const Tap* tap() const { return tap_.get(); }
+    // Keys and values of a KV head as floats, dims as in the file: [n][head_dim]; either may be nullptr.
+    void read_kv(float* k, float* v, int32_t seq, int32_t layer, int32_t head_kv, int32_t first, int32_t n) const;
 
    private:
     class CancelPoll;
+    class SparseHook;
 
+    void make_sparsity();
     void check_seq(int32_t seq) const;
     void check_tokens(int32_t seq, std::span<const int32_t> tokens) const;
     // Runs one batch and appends it to its sequence. The hidden states stay in activations_.x.
@@ -49,7 +66,7 @@ class Context {
     void run(int32_t seq, std::span<const int32_t> tokens, const Progress& progress, AfterBatch&& after_batch);
 
     std::shared_ptr<const Model> model_;
-    fasa_context_params params_;
+    ContextConfig config_;
     fasa_plan plan_;
     KvStore kv_;
     Buffer memory_;
@@ -60,6 +77,11 @@ class Context {
     std::vector<int32_t> length_;  // [n_seq]
     int32_t logits_seq_ = -1;      // whose last token the logits follow; -1: none
     std::atomic<bool> cancelled_ = false;
+    fasa_stats stats_ = {};
+    SelectScratch select_scratch_;
+    std::unique_ptr<Sparsity> sparsity_;
+    std::unique_ptr<Tap> tap_;
+    std::unique_ptr<SparseHook> hook_;
     std::unique_ptr<CancelPoll> poll_;
 };
 

@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <cstddef>
 #include <cstdio>
 #include <cstring>
 #include <memory>
@@ -19,14 +20,23 @@ struct Header {
     uint32_t version;
     uint32_t n_tokens;
     uint64_t fingerprint;
-    uint32_t n_layer, n_head_kv, head_dim, reserved;
+    uint32_t n_layer, n_head_kv, head_dim, n_dom;
+    uint64_t layout;  // XXH64 of the number of dense layers and of which dim lies where in a key
 };
-static_assert(sizeof(Header) == 40);
+static_assert(sizeof(Header) == 48);
 
 constexpr char magic[8] = {'F', 'A', 'S', 'A', 'S', 'E', 'Q', '\0'};
-constexpr uint32_t version = 1;
+constexpr uint32_t version = 2;
 
-Header make_header(uint64_t fingerprint, const KvShape& shape, size_t n_tokens) {
+uint64_t layout_hash(const KvStore& kv) {
+    Hash64 hash;
+    hash.update(&kv.shape().n_dense, sizeof kv.shape().n_dense);
+    hash.update(kv.order().data(), kv.order().size() * sizeof(int16_t));
+    return hash.digest();
+}
+
+Header make_header(uint64_t fingerprint, const KvStore& kv, size_t n_tokens) {
+    const KvShape& shape = kv.shape();
     Header header = {};
     std::memcpy(header.magic, magic, sizeof magic);
     header.version = version;
@@ -35,6 +45,8 @@ Header make_header(uint64_t fingerprint, const KvShape& shape, size_t n_tokens) 
     header.n_layer = static_cast<uint32_t>(shape.n_layer);
     header.n_head_kv = static_cast<uint32_t>(shape.n_head_kv);
     header.head_dim = static_cast<uint32_t>(shape.head_dim);
+    header.n_dom = static_cast<uint32_t>(shape.n_dom);
+    header.layout = layout_hash(kv);
     return header;
 }
 
@@ -77,7 +89,7 @@ class Writer {
 void write_state(const std::string& path, uint64_t fingerprint, const KvStore& kv, int32_t seq,
                  std::span<const int32_t> tokens) {
     Writer writer(path + ".partial");
-    const Header header = make_header(fingerprint, kv.shape(), tokens.size());
+    const Header header = make_header(fingerprint, kv, tokens.size());
     writer.write(&header, sizeof header);
     writer.write(tokens.data(), tokens.size_bytes());
     kv.for_each_span(seq, static_cast<int32_t>(tokens.size()),
@@ -85,8 +97,9 @@ void write_state(const std::string& path, uint64_t fingerprint, const KvStore& k
     writer.finish(path);
 }
 
-StateFile::StateFile(const std::string& path, uint64_t fingerprint, int32_t n_vocab, const KvShape& shape)
+StateFile::StateFile(const std::string& path, uint64_t fingerprint, int32_t n_vocab, const KvStore& kv)
     : file_(path) {
+    const KvShape& shape = kv.shape();
     const auto bytes = file_.bytes();
     Header header;
     if (bytes.size() < sizeof header + sizeof(uint64_t)) {
@@ -100,9 +113,14 @@ StateFile::StateFile(const std::string& path, uint64_t fingerprint, int32_t n_vo
         fail(FASA_ERROR_FORMAT, "%s is a saved state of version %u, this library reads version %u; save it again",
              path.c_str(), header.version, version);
     }
-    const Header expected = make_header(fingerprint, shape, header.n_tokens);
-    if (std::memcmp(&header, &expected, sizeof header) != 0) {
+    const Header expected = make_header(fingerprint, kv, header.n_tokens);
+    if (std::memcmp(&header, &expected, offsetof(Header, n_dom)) != 0) {
         fail(FASA_ERROR_FORMAT, "%s was saved with another model or quantisation", path.c_str());
+    }
+    if (header.n_dom != expected.n_dom || header.layout != expected.layout) {
+        fail(FASA_ERROR_FORMAT, "%s was saved with another layout of the KV cache (%u dominant dims, here %u): load it with "
+                                "the method, n_tip, dense_layers and calibration that it was saved with",
+             path.c_str(), header.n_dom, expected.n_dom);
     }
     const uint64_t n_expected =
         sizeof header + sizeof(uint64_t) + uint64_t{header.n_tokens} * (sizeof(int32_t) + shape.token_bytes());

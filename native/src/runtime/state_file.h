@@ -18,7 +18,7 @@ void write_state(const std::string& path, uint64_t fingerprint, const KvStore& k
 class StateFile {
    public:
     // Throws IO, FORMAT (damaged, or saved with another model) or CONTEXT_FULL.
-    StateFile(const std::string& path, uint64_t fingerprint, int32_t n_vocab, const KvShape& shape);
+    StateFile(const std::string& path, uint64_t fingerprint, int32_t n_vocab, const KvStore& kv);
 
     int32_t n_tokens() const { return n_tokens_; }
     void restore(KvStore& kv, int32_t seq, int32_t* tokens) const;

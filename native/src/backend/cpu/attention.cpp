@@ -41,7 +41,7 @@ Attention::Scratch Attention::take(Arena& arena, const OpsLimits& limits, int n_
     const size_t n_chunk = static_cast<size_t>(limits.n_ctx + kv_chunk - 1) / kv_chunk;
     const size_t n_head = static_cast<size_t>(limits.n_head), stride = static_cast<size_t>(padded(limits.head_dim));
     return {arena.take<float>(static_cast<size_t>(n_threads) * static_cast<size_t>(tile_values(limits.head_dim))),
-            arena.take<float>(n_head * stride), arena.take<float>(n_chunk * n_head * stride),
+            arena.take<float>(n_head * (stride + max_lanes)), arena.take<float>(n_chunk * n_head * stride),
             arena.take<SoftmaxState>(n_chunk * n_head)};
 }
 
@@ -59,29 +59,65 @@ Attention::Attention(Team& team, const OpsLimits& limits)
     scratch_ = take(arena, limits, team.n_threads());
 }
 
-void Attention::run(float* y, const float* q, int n_head, float scale, const KvView& kv, Rows rows) {
+void Attention::dense(float* y, const float* q, int n_head, float scale, const KvView& kv, Rows rows) {
     if (rows.n > decode_rows) return prefill(y, q, n_head, scale, kv, rows);
     const int64_t row = int64_t{n_head} * kv.head_dim;
-    for (int32_t i = 0; i < rows.n; ++i) decode(y + i * row, q + i * row, n_head, scale, kv, rows.seq, rows.pos0 + i);
+    for (int32_t i = 0; i < rows.n; ++i) {
+        decode(y + i * row, q + i * row, n_head, scale, kv, rows.seq, rows.pos0 + i + 1, nullptr);
+    }
 }
 
-// Tasks are (KV head, chunk of positions) of a size that does not depend on the threads, so neither does the result.
-void Attention::decode(float* y, const float* q, int n_head, float scale, const KvView& kv, int32_t seq, int32_t pos) {
-    const int head_dim = kv.head_dim, stride = padded(head_dim), group = n_head / kv.n_head_kv;
-    const int n_chunk = pos / kv_chunk + 1;
-    for (int h = 0; h < n_head; ++h) {
-        for (int d = 0; d < head_dim; ++d) scratch_.q[h * stride + d] = q[h * head_dim + d] * scale;
+void Attention::selected(float* y, const float* q, int n_head, float scale, const KvView& kv, int32_t seq,
+                         const Selection& selection) {
+    decode(y, q, n_head, scale, kv, seq, 0, &selection);
+}
+
+void Attention::lay_out(const float* q, int n_q, float scale, const KvView& kv) {
+    const int n_dom = kv.n_dom, stride = query_stride(n_dom, kv.head_dim);
+    std::fill_n(scratch_.q, int64_t{n_q} * stride, 0.0f);
+    for (int i = 0; i < n_q; ++i) {
+        const float* from = q + int64_t{i} * kv.head_dim;
+        float* to = scratch_.q + int64_t{i} * stride;
+        for (int d = 0; d < n_dom; ++d) to[d] = from[d] * scale;
+        for (int d = n_dom; d < kv.head_dim; ++d) to[padded(n_dom) + d - n_dom] = from[d] * scale;
     }
-    team_.run(int64_t{kv.n_head_kv} * n_chunk, [&](int64_t task, int) {
-        const int head_kv = static_cast<int>(task / n_chunk), c = static_cast<int>(task % n_chunk);
-        const int first = c * kv_chunk, n_pos = std::min(kv_chunk, pos + 1 - first);
-        const int64_t at = int64_t{c} * n_head + head_kv * group;
+}
+
+// Tasks are (set of heads that share positions, chunk of positions), of a size that does not depend on the threads, so
+// neither does the result.
+void Attention::decode(float* y, const float* q, int n_head, float scale, const KvView& kv, int32_t seq, int32_t n_pos,
+                       const Selection* selection) {
+    const int head_dim = kv.head_dim, q_stride = query_stride(kv.n_dom, head_dim), stride = padded(head_dim);
+    const int n_set = selection ? selection->n_set : kv.n_head_kv, group = n_head / n_set;
+    const int32_t longest = selection ? *std::max_element(selection->count, selection->count + n_set) : n_pos;
+    const int n_chunk = (longest + kv_chunk - 1) / kv_chunk;
+    lay_out(q, n_head, scale, kv);
+    team_.run(int64_t{n_set} * n_chunk, [&](int64_t task, int) {
+        const int set = static_cast<int>(task / n_chunk), c = static_cast<int>(task % n_chunk), first = c * kv_chunk;
+        const int n = std::clamp((selection ? selection->count[set] : n_pos) - first, 0, kv_chunk);
+        KvHead cache = kv.head(seq, set * kv.n_head_kv / n_set);
+        const int32_t* positions = selection ? selection->list(set) + first : nullptr;
+        if (!selection) {
+            cache.dom += int64_t{first} * kv.n_dom;
+            cache.rest += first * kv.row_values();
+        }
+        const int64_t at = int64_t{c} * n_head + set * group;
         SoftmaxState* state = scratch_.state + at;
         for (int i = 0; i < group; ++i) state[i].values = scratch_.values + (at + i) * stride;
-        kernels_.chunk(scratch_.q + int64_t{head_kv} * group * stride, group, head_dim, kv.row(seq, head_kv, first),
-                       n_pos, state);
+        kernels_.chunk(scratch_.q + int64_t{set} * group * q_stride, group, cache, positions, n, state);
     });
     for (int h = 0; h < n_head; ++h) merge(y + int64_t{h} * head_dim, scratch_.state + h, n_chunk, n_head, head_dim);
+}
+
+void Attention::scores(float* scores, const float* q, int n_q, const KvView& kv, int32_t seq, int32_t n_pos,
+                       bool whole_key) {
+    const int stride = query_stride(kv.n_dom, kv.head_dim), n_chunk = (n_pos + kv_chunk - 1) / kv_chunk;
+    lay_out(q, n_q, 1.0f, kv);
+    team_.run(int64_t{n_q} * n_chunk, [&](int64_t task, int) {
+        const int i = static_cast<int>(task / n_chunk), first = static_cast<int>(task % n_chunk) * kv_chunk;
+        kernels_.scores(scratch_.q + int64_t{i} * stride, kv.head(seq, i * kv.n_head_kv / n_q), first,
+                        std::min(kv_chunk, n_pos - first), whole_key, scores + int64_t{i} * kv.n_ctx + first);
+    });
 }
 
 // Tasks are (KV head, tile of rows): the heads of a group and several rows share each conversion of a key.
@@ -110,7 +146,7 @@ void Attention::prefill(float* y, const float* q, int n_head, float scale, const
             const float* from = q + (int64_t{row} * n_head + head0 + i % n_heads) * head_dim;
             for (int d = 0; d < head_dim; ++d) qt[d * n + i] = i < n_q ? from[d] * scale : 0.0f;
         }
-        kernels_.tile(qt, n_q, head_dim, kv.row(rows.seq, head_kv, 0), n_visible, out_t, kernel_scratch);
+        kernels_.tile(qt, n_q, kv.head(rows.seq, head_kv), n_visible, out_t, kernel_scratch);
         for (int i = 0; i < n_q; ++i) {
             float* to = y + (int64_t{row0 + i / n_heads} * n_head + head0 + i % n_heads) * head_dim;
             for (int d = 0; d < head_dim; ++d) to[d] = out_t[d * n + i];

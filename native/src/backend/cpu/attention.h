@@ -1,4 +1,4 @@
-// Dense causal attention of the CPU backend.
+// Attention of the CPU backend: over everything, over selected positions, and scores without values.
 #pragma once
 
 #include "backend/backend.h"
@@ -11,22 +11,27 @@ class Attention {
    public:
     Attention(Team& team, const OpsLimits& limits);
 
-    // y, q [rows.n][n_head][head_dim]; scores are multiplied by scale.
-    void run(float* y, const float* q, int n_head, float scale, const KvView& kv, Rows rows);
+    // See the ops of the same names in backend.h.
+    void dense(float* y, const float* q, int n_head, float scale, const KvView& kv, Rows rows);
+    void selected(float* y, const float* q, int n_head, float scale, const KvView& kv, int32_t seq, const Selection& s);
+    void scores(float* scores, const float* q, int n_q, const KvView& kv, int32_t seq, int32_t n_pos, bool whole_key);
 
     static size_t scratch_bytes(const OpsLimits& limits, int n_threads);
 
    private:
     struct Scratch {
         float* tiles;         // [n_threads] of tile_values
-        float* q;             // decode: [n_head][padded(head_dim)]
+        float* q;             // decode: [n_head][query_stride]
         float* values;        // decode: [n_chunk][n_head][padded(head_dim)]
         SoftmaxState* state;  // decode: [n_chunk][n_head]
     };
     static Scratch take(Arena& arena, const OpsLimits& limits, int n_threads);
 
-    void decode(float* y, const float* q, int n_head, float scale, const KvView& kv, int32_t seq, int32_t pos);
+    void decode(float* y, const float* q, int n_head, float scale, const KvView& kv, int32_t seq, int32_t n_pos,
+                const Selection* selection);
     void prefill(float* y, const float* q, int n_head, float scale, const KvView& kv, Rows rows);
+    // Queries as the kernels want them, into scratch_.q.
+    void lay_out(const float* q, int n_q, float scale, const KvView& kv);
 
     const AttentionKernels& kernels_;
     Team& team_;

@@ -1,9 +1,10 @@
-// The two inner loops of dense attention, per instruction set. Rows are those of KvView: f16 key then value, so
-// 2 * head_dim values each. Queries come scaled and rotated.
+// The inner loops of attention, per instruction set. Keys and values lie as in KvHead, half precision; queries come
+// rotated, scaled, and with their dims in the order of the cache.
 #pragma once
 
 #include <cstdint>
 
+#include "backend/views.h"
 #include "base/cpu.h"
 
 namespace fasa::cpu {
@@ -14,6 +15,8 @@ inline constexpr int kv_tile = 64;       // positions in one step of prefill
 inline constexpr int max_queries = 128;  // query rows in one task of prefill
 
 inline int padded(int n) { return (n + max_lanes - 1) / max_lanes * max_lanes; }
+// A query of decode: its dominant dims, zero-padded, then the others, zero-padded.
+inline int query_stride(int n_dom, int head_dim) { return padded(n_dom) + padded(head_dim - n_dom); }
 
 // A softmax that is not finished: max and sum of exp(score - max), and the values weighted by it, [padded(head_dim)].
 struct SoftmaxState {
@@ -22,18 +25,22 @@ struct SoftmaxState {
 };
 
 struct AttentionKernels {
-    // Decode: n_q queries [n_q][padded(head_dim)], zero-padded, over n_pos <= kv_chunk rows. Writes state[0 .. n_q).
-    void (*chunk)(const float* q, int n_q, int head_dim, const uint16_t* rows, int n_pos, SoftmaxState* state);
+    // Decode: n_q queries [n_q][query_stride] over n_pos rows: those at `positions`, or the first n_pos of the cache
+    // when that is nullptr. Writes state[0 .. n_q).
+    void (*chunk)(const float* q, int n_q, const KvHead& kv, const int32_t* positions, int n_pos, SoftmaxState* state);
 
     // Prefill: n_q <= max_queries queries, transposed and padded to qt [head_dim][padded(n_q)]; query i sees the first
     // n_visible[i] >= 1 rows, ascending. Writes out_t [head_dim][padded(n_q)], finished. n_visible is padded too.
-    void (*tile)(const float* qt, int n_q, int head_dim, const uint16_t* rows, const int32_t* n_visible, float* out_t,
-                 float* scratch);
+    void (*tile)(const float* qt, int n_q, const KvHead& kv, const int32_t* n_visible, float* out_t, float* scratch);
+
+    // scores[j] = q · key of position first + j, n_pos of them; q [query_stride], of which the dims past n_dom count only
+    // when whole_key.
+    void (*scores)(const float* q, const KvHead& kv, int first, int n_pos, bool whole_key, float* scores);
 };
 
 // Floats of scratch that `tile` needs.
 inline int64_t tile_scratch(int head_dim) {
-    return int64_t{kv_tile} * (2 * padded(head_dim) + max_queries) + 3 * max_queries;
+    return int64_t{kv_tile} * (2 * (padded(head_dim) + max_lanes) + max_queries) + 3 * max_queries;
 }
 
 const AttentionKernels& attention_kernels(Isa isa);

@@ -1,4 +1,5 @@
 // The CPU backend: ops on the calling process's cores.
+#include <algorithm>
 #include <string>
 #include <vector>
 
@@ -7,6 +8,7 @@
 #include "backend/cpu/elementwise_kernels.h"
 #include "backend/cpu/linear.h"
 #include "backend/cpu/quant.h"
+#include "backend/cpu/topk.h"
 #include "base/cpu.h"
 #include "base/team.h"
 
@@ -29,7 +31,8 @@ class CpuOps final : public Ops {
         : kernels_(elementwise_kernels(cpu_info().isa)),
           team_(n_threads),
           linear_(team_, limits.n_batch, limits.n_in_max),
-          attention_(team_, limits) {}
+          attention_(team_, limits),
+          topk_(team_, limits) {}
 
     void embed(float* x, const WeightView& w, const int32_t* token, int n) override {
         team_.run(n, [&](int64_t i, int) {
@@ -52,23 +55,49 @@ class CpuOps final : public Ops {
         for_rows(rows.n, (n_head + 2 * kv.n_head_kv) * head_dim, [&](int64_t i) {
             const float* cos = rope.cos + i * (rope.n_rot / 2);
             const float* sin = rope.sin + i * (rope.n_rot / 2);
+            const int group = n_head / kv.n_head_kv;
+            float head[max_head_dim];
             for (int h = 0; h < n_head; ++h) {
-                kernels_.rotate(q + (i * n_head + h) * head_dim, rope.layout, rope.n_rot, cos, sin);
+                float* qh = q + (i * n_head + h) * head_dim;
+                kernels_.rotate(qh, rope.layout, rope.n_rot, cos, sin);
+                if (const int16_t* order = kv.order_of(h / group)) {
+                    std::copy_n(qh, head_dim, head);
+                    for (int d = 0; d < head_dim; ++d) qh[d] = head[order[d]];
+                }
             }
             for (int h = 0; h < kv.n_head_kv; ++h) {
                 const int64_t from = (i * kv.n_head_kv + h) * head_dim;
-                uint16_t* row = kv.row(rows.seq, h, rows.pos0 + static_cast<int32_t>(i));
+                const int32_t pos = rows.pos0 + static_cast<int32_t>(i);
                 float key[max_head_dim];
-                for (int d = 0; d < head_dim; ++d) key[d] = k[from + d];
-                kernels_.rotate(key, rope.layout, rope.n_rot, cos, sin);
-                kernels_.to_half(row, key, head_dim);
-                kernels_.to_half(row + head_dim, v + from, head_dim);
+                std::copy_n(k + from, head_dim, head);
+                kernels_.rotate(head, rope.layout, rope.n_rot, cos, sin);
+                const int16_t* order = kv.order_of(h);
+                for (int d = 0; d < head_dim; ++d) key[d] = head[order ? order[d] : d];
+                uint16_t* row = kv.rest_at(rows.seq, h, pos);
+                kernels_.to_half(kv.dom_at(rows.seq, h, pos), key, kv.n_dom);
+                kernels_.to_half(row, key + kv.n_dom, head_dim - kv.n_dom);
+                kernels_.to_half(row + head_dim - kv.n_dom, v + from, head_dim);
             }
         });
     }
 
     void attend_dense(float* y, const float* q, int n_head, float scale, const KvView& kv, Rows rows) override {
-        attention_.run(y, q, n_head, scale, kv, rows);
+        attention_.dense(y, q, n_head, scale, kv, rows);
+    }
+
+    void attend_selected(float* y, const float* q, int n_head, float scale, const KvView& kv, int32_t seq,
+                         const Selection& selection) override {
+        attention_.selected(y, q, n_head, scale, kv, seq, selection);
+    }
+
+    void token_scores(float* scores, const float* q, int n_q, const KvView& kv, int32_t seq, int32_t n_pos,
+                      bool whole_key) override {
+        attention_.scores(scores, q, n_q, kv, seq, n_pos, whole_key);
+    }
+
+    void topk(const float* scores, int32_t n_pos, int32_t keep, int32_t n_sink, int32_t n_recent,
+              Selection& selection) override {
+        topk_.run(scores, n_pos, keep, n_sink, n_recent, selection);
     }
 
     void glu(float* gate, const float* up, int64_t n) override {
@@ -95,6 +124,7 @@ class CpuOps final : public Ops {
     Team team_;
     Linear linear_;
     Attention attention_;
+    TopK topk_;
 };
 
 class CpuDevice final : public Device {
@@ -111,7 +141,7 @@ class CpuDevice final : public Device {
     }
     size_t ops_bytes(const OpsLimits& limits) const override {
         return Linear::scratch_bytes(n_threads_, limits.n_batch, limits.n_in_max) +
-               Attention::scratch_bytes(limits, n_threads_);
+               Attention::scratch_bytes(limits, n_threads_) + TopK::scratch_bytes(limits, n_threads_);
     }
 
    private:

@@ -9,26 +9,46 @@ namespace {
 constexpr int block = 32;   // positions scored before their values are added: their rows stay in L1
 constexpr int q_group = 4;  // queries that share one conversion of a key
 constexpr int prefetch_bytes = 4096;           // how far ahead rows are fetched: memory latency times bandwidth
+constexpr int prefetch_rows = 4;       // the same for listed rows
 constexpr float minus_infinity = -__builtin_inff();
 
 vf load_half_any(const uint16_t* p, int n) { return n >= LANES ? load_half(p) : load_half_first(p, n); }
 
+// Row j of a block that starts at position `first`, or the j-th of a list.
+int64_t position(const int32_t* positions, int first, int j) { return positions ? positions[j] : int64_t{first} + j; }
+
+// sum[i] += q[i] · key over n values.
+template <int N>
+void add_dots(const float* q, int stride, const uint16_t* key, int n, vf (&sum)[N]) {
+    for (int d = 0; d < n; d += LANES) {
+        const vf k = load_half_any(key + d, n - d);
+        for (int i = 0; i < N; ++i) sum[i] = fma(k, load(q + i * stride + d), sum[i]);
+    }
+}
+
+// A row some way ahead: the next ones of the cache, harmless past its end, or those that the list names.
+void prefetch_row(const KvHead& kv, const int32_t* positions, int first, int j, int n) {
+    const int64_t row_bytes = 2 * kv.row_values();
+    const char* row = reinterpret_cast<const char*>(kv.rest) + position(nullptr, first, j) * row_bytes + prefetch_bytes;
+    if (positions) {
+        if (j + prefetch_rows >= n) return;
+        row = reinterpret_cast<const char*>(kv.rest) + positions[j + prefetch_rows] * row_bytes;
+        if (kv.n_dom > 0) __builtin_prefetch(kv.dom + positions[j + prefetch_rows] * int64_t{kv.n_dom});
+    }
+    for (int64_t line = 0; line < row_bytes; line += 64) __builtin_prefetch(row + line);
+}
+
 // scores[i][j] of n positions for N queries.
 template <int N>
-void score_block(const float* q, int head_dim, const uint16_t* rows, int n, float (*scores)[block]) {
-    const int stride = padded(head_dim);
-    const int64_t row_values = 2 * int64_t{head_dim};
+void score_block(const float* q, const KvHead& kv, const int32_t* positions, int first, int n, float (*scores)[block]) {
+    const int stride = query_stride(kv.n_dom, kv.head_dim);
     for (int j = 0; j < n; ++j) {
-        const uint16_t* key = rows + j * row_values;
-        // The key and value of a row some way ahead; harmless past the end.
-        const auto* ahead = reinterpret_cast<const char*>(key) + prefetch_bytes;
-        for (int64_t line = 0; line < row_values * 2; line += 64) __builtin_prefetch(ahead + line);
+        const int64_t pos = position(positions, first, j);
+        prefetch_row(kv, positions, first, j, n);
         vf sum[N];
         for (int i = 0; i < N; ++i) sum[i] = zero();
-        for (int d = 0; d < head_dim; d += LANES) {
-            const vf k = load_half_any(key + d, head_dim - d);
-            for (int i = 0; i < N; ++i) sum[i] = fma(k, load(q + i * stride + d), sum[i]);
-        }
+        add_dots<N>(q, stride, kv.dom + pos * kv.n_dom, kv.n_dom, sum);
+        add_dots<N>(q + padded(kv.n_dom), stride, kv.rest + pos * kv.row_values(), kv.n_rest(), sum);
         for (int i = 0; i < N; ++i) scores[i][j] = reduce_add(sum[i]);
     }
 }
@@ -55,13 +75,14 @@ void soften_block(float* scores, int n, int head_dim, SoftmaxState& state) {
 }
 
 template <int N>
-void add_values(const uint16_t* rows, int n, int head_dim, const float (*weights)[block], SoftmaxState* state) {
-    const int64_t row_values = 2 * int64_t{head_dim};
-    for (int d = 0; d < head_dim; d += LANES) {
+void add_values(const KvHead& kv, const int32_t* positions, int first, int n, const float (*weights)[block],
+                SoftmaxState* state) {
+    const uint16_t* values = kv.rest + kv.n_rest();
+    for (int d = 0; d < kv.head_dim; d += LANES) {
         vf sum[N];
         for (int i = 0; i < N; ++i) sum[i] = load(state[i].values + d);
         for (int j = 0; j < n; ++j) {
-            const vf v = load_half_any(rows + j * row_values + head_dim + d, head_dim - d);
+            const vf v = load_half_any(values + position(positions, first, j) * kv.row_values() + d, kv.head_dim - d);
             for (int i = 0; i < N; ++i) sum[i] = fma(set1(weights[i][j]), v, sum[i]);
         }
         for (int i = 0; i < N; ++i) store(state[i].values + d, sum[i]);
@@ -69,37 +90,37 @@ void add_values(const uint16_t* rows, int n, int head_dim, const float (*weights
 }
 
 template <int N>
-void attend_block(const float* q, int head_dim, const uint16_t* rows, int n, SoftmaxState* state) {
+void attend_block(const float* q, const KvHead& kv, const int32_t* positions, int first, int n, SoftmaxState* state) {
     alignas(64) float scores[N][block];
-    score_block<N>(q, head_dim, rows, n, scores);
-    for (int i = 0; i < N; ++i) soften_block(scores[i], n, head_dim, state[i]);
-    add_values<N>(rows, n, head_dim, scores, state);
+    score_block<N>(q, kv, positions, first, n, scores);
+    for (int i = 0; i < N; ++i) soften_block(scores[i], n, kv.head_dim, state[i]);
+    add_values<N>(kv, positions, first, n, scores, state);
 }
 
-void chunk(const float* q, int n_q, int head_dim, const uint16_t* rows, int n_pos, SoftmaxState* state) {
-    const int stride = padded(head_dim);
+void chunk(const float* q, int n_q, const KvHead& kv, const int32_t* positions, int n_pos, SoftmaxState* state) {
+    const int64_t stride = query_stride(kv.n_dom, kv.head_dim);
     for (int i = 0; i < n_q; ++i) {
         state[i].max = minus_infinity;
         state[i].sum = 0;
-        for (int d = 0; d < stride; d += LANES) store(state[i].values + d, zero());
+        for (int d = 0; d < kv.head_dim; d += LANES) store(state[i].values + d, zero());
     }
     for (int j = 0; j < n_pos; j += block) {
         const int n = n_pos - j < block ? n_pos - j : block;
-        const uint16_t* at = rows + j * 2 * int64_t{head_dim};
+        const int32_t* at = positions ? positions + j : nullptr;
         for (int i = 0; i < n_q; i += q_group) {
-            const float* qi = q + i * int64_t{stride};
+            const float* qi = q + i * stride;
             switch (n_q - i) {
                 case 1:
-                    attend_block<1>(qi, head_dim, at, n, state + i);
+                    attend_block<1>(qi, kv, at, j, n, state + i);
                     break;
                 case 2:
-                    attend_block<2>(qi, head_dim, at, n, state + i);
+                    attend_block<2>(qi, kv, at, j, n, state + i);
                     break;
                 case 3:
-                    attend_block<3>(qi, head_dim, at, n, state + i);
+                    attend_block<3>(qi, kv, at, j, n, state + i);
                     break;
                 default:
-                    attend_block<4>(qi, head_dim, at, n, state + i);
+                    attend_block<4>(qi, kv, at, j, n, state + i);
             }
         }
     }
@@ -158,13 +179,18 @@ void product(const float* a, int64_t a_row, int64_t a_col, const float* b, int m
     }
 }
 
-void widen_rows(const uint16_t* rows, int n, int head_dim, float* keys, float* values) {
-    const int stride = padded(head_dim);
+// n rows from position first as floats: keys (dominant dims, then the others) and values, [n][stride].
+void widen_rows(const KvHead& kv, int first, int n, int stride, float* keys, float* values) {
     for (int j = 0; j < n; ++j) {
-        const uint16_t* row = rows + j * 2 * int64_t{head_dim};
-        for (int d = 0; d < head_dim; d += LANES) {
-            store(keys + j * stride + d, load_half_any(row + d, head_dim - d));
-            store(values + j * stride + d, load_half_any(row + head_dim + d, head_dim - d));
+        const uint16_t* dom = kv.dom + (int64_t{first} + j) * kv.n_dom;
+        const uint16_t* rest = kv.rest + (int64_t{first} + j) * kv.row_values();
+        float* key = keys + j * stride;
+        for (int d = 0; d < kv.n_dom; d += LANES) store(key + d, load_half_any(dom + d, kv.n_dom - d));
+        for (int d = 0; d < kv.n_rest(); d += LANES) {
+            store(key + kv.n_dom + d, load_half_any(rest + d, kv.n_rest() - d));
+        }
+        for (int d = 0; d < kv.head_dim; d += LANES) {
+            store(values + j * stride + d, load_half_any(rest + kv.n_rest() + d, kv.head_dim - d));
         }
     }
 }
@@ -195,9 +221,9 @@ void soften_columns(float* scores, int n, int n_q, float* top, float* sum, float
     store(scale, factor);
 }
 
-void tile(const float* qt, int n_q, int head_dim, const uint16_t* rows, const int32_t* n_visible, float* out_t,
-          float* scratch) {
-    const int n = padded(n_q), stride = padded(head_dim);
+void tile(const float* qt, int n_q, const KvHead& kv, const int32_t* n_visible, float* out_t, float* scratch) {
+    const int head_dim = kv.head_dim, n = padded(n_q);
+    const int stride = padded(head_dim) + max_lanes;  // the last store of a split key may reach past head_dim
     float* keys = scratch;
     float* values = keys + kv_tile * stride;
     float* scores = values + kv_tile * stride;
@@ -214,7 +240,7 @@ void tile(const float* qt, int n_q, int head_dim, const uint16_t* rows, const in
     const int n_pos = n_visible[n_q - 1];
     for (int first = 0; first < n_pos; first += kv_tile) {
         const int n_tile = n_pos - first < kv_tile ? n_pos - first : kv_tile;
-        widen_rows(rows + first * 2 * int64_t{head_dim}, n_tile, head_dim, keys, values);
+        widen_rows(kv, first, n_tile, stride, keys, values);
         product(keys, stride, 1, qt, n_tile, head_dim, n, nullptr, scores);
         if (first + n_tile > n_visible[0]) hide_future(scores, n_tile, n, first, n_visible);
         for (int i = 0; i < n; i += LANES) soften_columns(scores + i, n_tile, n, top + i, sum + i, scale + i);
@@ -226,9 +252,28 @@ void tile(const float* qt, int n_q, int head_dim, const uint16_t* rows, const in
     }
 }
 
+// Four positions at a time, so that their horizontal sums overlap. All of it streams: the hardware fetches ahead.
+void scores(const float* q, const KvHead& kv, int first, int n_pos, bool whole_key, float* out) {
+    const float* q_rest = q + padded(kv.n_dom);
+    const int stride = padded(kv.n_dom);
+    const auto score = [&](int64_t pos) {
+        vf sum[1] = {zero()};
+        add_dots<1>(q, stride, kv.dom + pos * kv.n_dom, kv.n_dom, sum);
+        if (whole_key) add_dots<1>(q_rest, stride, kv.rest + pos * kv.row_values(), kv.n_rest(), sum);
+        return sum[0];
+    };
+    int j = 0;
+    for (; j + 4 <= n_pos; j += 4) {
+        const int64_t pos = int64_t{first} + j;
+        const vf a = score(pos), b = score(pos + 1), c = score(pos + 2), d = score(pos + 3);
+        reduce_add4(a, b, c, d, out + j);
+    }
+    for (; j < n_pos; ++j) out[j] = reduce_add(score(int64_t{first} + j));
+}
+
 }  // namespace
 
 extern const AttentionKernels attention;
-const AttentionKernels attention = {chunk, tile};
+const AttentionKernels attention = {chunk, tile, scores};
 
 }  // namespace fasa::cpu::FASA_ISA

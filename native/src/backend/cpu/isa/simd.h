@@ -141,6 +141,20 @@ inline vf scale_by_power(vf x, vf n) {
 
 #endif
 
+// out[0..3] = the sums of a, b, c and d.
+inline void reduce_add4(vf a, vf b, vf c, vf d, float* out) {
+#if defined(__AVX512F__)
+    const auto halves = [](vf v) {
+        return _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1));
+    };
+    const __m256 ab = _mm256_hadd_ps(halves(a), halves(b)), cd = _mm256_hadd_ps(halves(c), halves(d));
+#else
+    const __m256 ab = _mm256_hadd_ps(a, b), cd = _mm256_hadd_ps(c, d);
+#endif
+    const __m256 abcd = _mm256_hadd_ps(ab, cd);
+    _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(abcd), _mm256_extractf128_ps(abcd, 1)));
+}
+
 // e^x to about one ulp over the whole range; exp(-inf) = 0, exp(inf) = inf, exp(NaN) = NaN. x = n ln2 + r with
 // |r| <= ln2 / 2, e^r by a polynomial (Cephes expf), then scaled by 2^n.
 inline vf exp(vf x) {

@@ -1,0 +1,137 @@
+#include "runtime/config.h"
+
+#include <algorithm>
+#include <numeric>
+
+#include "base/error.h"
+#include "runtime/plan.h"
+
+namespace fasa {
+namespace {
+
+constexpr int32_t default_n_batch = 512, max_n_batch = 16384, max_n_seq = 1024;
+
+// Cached positions below which a sparse step costs more than it saves (docs/performance.md).
+constexpr int32_t break_even = 512;
+
+void check_range(const char* name, int32_t value, int32_t max) {
+    if (value < 0 || value > max) {
+        fail(FASA_ERROR_ARGUMENT, "%s is %d, expected 0 (the default) to %d", name, value, max);
+    }
+}
+
+// The default criterion, also of a query head's sets, where a table may lack the joint ones.
+Criterion resolve_criterion(fasa_criterion asked, const Table* table, bool per_head) {
+    if (asked == FASA_CRITERION_CA) return Criterion::ca;
+    if (asked == FASA_CRITERION_MASS) return Criterion::mass;
+    if (!table || per_head) return Criterion::ca;
+    return table->criterion;
+}
+
+}  // namespace
+
+fasa_method_params default_method() {
+    fasa_method_params p = {};
+    const SelectConfig c;
+    p.method = "auto";
+    p.n_fac = c.n_fac;
+    p.n_sink = c.n_sink;
+    p.n_recent = c.n_recent;
+    p.dense_layers = c.dense_layers;
+    p.dense_below = -1;
+    p.page = c.page;
+    p.observe_window = c.observe_window;
+    p.refresh_every = c.refresh_every;
+    p.redundancy_weight = c.redundancy_weight;
+    return p;
+}
+
+SelectConfig resolve_method(const Model& model, const fasa_method_params& p, const Table* table) {
+    const std::string asked = p.method ? p.method : "auto";
+    SelectConfig c;
+    c.method = asked == "auto" ? (table ? "fasa" : "full") : asked;
+    c.n_tip = p.n_tip == 0 ? std::max(1, chunk_layout(model.h).n_chunk() / 4) : p.n_tip;
+    c.n_fac = p.n_fac;
+    c.n_fac_fraction = p.n_fac_fraction;
+    c.n_sink = p.n_sink;
+    c.n_recent = p.n_recent;
+    c.dense_layers = p.dense_layers;
+    c.dense_below = p.dense_below < 0 ? break_even : p.dense_below;
+    c.page = p.page;
+    c.chunks_per_head = p.chunks_per_head;
+    c.tokens_per_head = p.tokens_per_head;
+    c.criterion = resolve_criterion(p.criterion, table, p.chunks_per_head);
+    c.schedule = p.pyramid ? BudgetSchedule::pyramid : BudgetSchedule::uniform;
+    c.quest_score = p.quest_mean_std ? QuestScore::mean_std : QuestScore::min_max;
+    c.observe_window = p.observe_window;
+    c.refresh_every = p.refresh_every;
+    c.redundancy_weight = p.redundancy_weight;
+    check_select_config(c, chunk_layout(model.h));
+    return c;
+}
+
+fasa_method_params describe_method(const SelectConfig& c) {
+    fasa_method_params p = {};
+    p.method = c.method.c_str();
+    p.n_tip = c.n_tip;
+    p.n_fac = c.n_fac;
+    p.n_fac_fraction = c.n_fac_fraction;
+    p.n_sink = c.n_sink;
+    p.n_recent = c.n_recent;
+    p.dense_layers = c.dense_layers;
+    p.dense_below = c.dense_below;
+    p.page = c.page;
+    p.chunks_per_head = c.chunks_per_head;
+    p.tokens_per_head = c.tokens_per_head;
+    p.criterion = c.criterion == Criterion::mass ? FASA_CRITERION_MASS : FASA_CRITERION_CA;
+    p.pyramid = c.schedule == BudgetSchedule::pyramid;
+    p.quest_mean_std = c.quest_score == QuestScore::mean_std;
+    p.observe_window = c.observe_window;
+    p.refresh_every = c.refresh_every;
+    p.redundancy_weight = c.redundancy_weight;
+    return p;
+}
+
+ContextConfig resolve(const Model& model, const fasa_context_params& p, std::shared_ptr<const Table> table) {
+    check_range("n_ctx", p.n_ctx, max_n_ctx);
+    check_range("n_batch", p.n_batch, max_n_batch);
+    check_range("n_seq", p.n_seq, max_n_seq);
+    ContextConfig c{p.n_ctx, p.n_batch ? p.n_batch : default_n_batch, p.n_seq ? p.n_seq : 1, {}, std::move(table), 0, 0, false};
+    if (!c.table) c.table = model.table;
+    c.select = resolve_method(model, p.method, c.table.get());
+    c.host_rest = p.kv == FASA_KV_SPLIT;
+    if (c.select.method == "fasa" && c.table && !c.select.chunks_per_head) {
+        c.n_dom = 2 * c.select.n_tip;
+        c.n_dense = std::min(c.select.dense_layers, model.h.n_layer);
+    } else if (c.host_rest) {
+        fail(FASA_ERROR_UNSUPPORTED, "a cache split between device and host needs method fasa with dominant sets per KV head "
+                                     "(chunks_per_head off), not method %s%s", c.select.method.c_str(),
+             c.select.chunks_per_head ? " with sets per query head" : "");
+    }
+    if (c.n_ctx == 0) c.n_ctx = choose_n_ctx(model, c);
+    c.n_batch = std::min(c.n_batch, c.n_ctx);
+    return c;
+}
+
+SelectShape select_shape(const Hparams& h, const ContextConfig& c) {
+    return {h.n_layer, h.n_head, h.n_head_kv, c.n_ctx, c.n_seq, chunk_layout(h)};
+}
+
+std::vector<int16_t> cache_order(const Hparams& h, const ContextConfig& c) {
+    std::vector<int16_t> order;
+    if (c.n_dom == 0) return order;
+    const ChunkLayout layout = chunk_layout(h);
+    for (int32_t layer = 0; layer < h.n_layer; ++layer) {
+        for (int32_t head_kv = 0; head_kv < h.n_head_kv; ++head_kv) {
+            std::vector<uint16_t> chosen;
+            if (layer >= c.n_dense) {
+                chosen = fill_dims(layout, c.table->ranking(layer, head_kv, c.select.criterion), c.n_dom);
+            }
+            const auto dims = dim_order(layout, chosen);
+            order.insert(order.end(), dims.begin(), dims.end());
+        }
+    }
+    return order;
+}
+
+}  // namespace fasa

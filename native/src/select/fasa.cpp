@@ -1,0 +1,62 @@
+// FASA's token importance prediction: positions are ranked by the scores of the dominant chunks alone [FASA §4].
+#include "base/error.h"
+#include "select/methods.h"
+#include "select/scored.h"
+
+namespace fasa {
+namespace {
+
+class Fasa final : public ScoredSelector {
+   public:
+    explicit Fasa(const SelectorSetup& setup) : ScoredSelector(setup) {
+        const SelectShape& s = setup.shape;
+        counts_.resize(size_t{1} * s.n_layer * s.n_head * s.layout.head_dim);
+        for (int32_t layer = 0; layer < s.n_layer; ++layer) {
+            for (int32_t head = 0; head < s.n_head; ++head) mark_dominant(setup, layer, head);
+        }
+    }
+
+   protected:
+    void mask(const Step& step, int32_t head, float* q) override {
+        const uint8_t* counts = counts_of(step.layer, head);
+        for (int32_t d = 0; d < step.kv.head_dim; ++d) q[d] = counts[d] ? q[d] : 0.0f;
+    }
+
+    // The split store was laid out with the same table by the same KV head sets.
+    bool reads_dominant_only(const Step& step) const override {
+        return !config_.chunks_per_head && step.kv.n_dom == 2 * config_.n_tip;
+    }
+
+   private:
+    const uint8_t* counts_of(int32_t layer, int32_t head) const {
+        return counts_.data() + (size_t{1} * layer * shape_.n_head + head) * shape_.layout.head_dim;
+    }
+
+    void mark_dominant(const SelectorSetup& setup, int32_t layer, int32_t head) {
+        const int32_t head_dim = shape_.layout.head_dim, head_kv = head / shape_.group();
+        const auto ranking = config_.chunks_per_head ? setup.table->ranking_of_head(layer, head, config_.criterion)
+                                                     : setup.table->ranking(layer, head_kv, config_.criterion);
+        std::vector<uint8_t> dominant(static_cast<size_t>(head_dim));
+        for (const uint16_t chunk : fill_dims(shape_.layout, ranking, 2 * config_.n_tip)) {
+            for (const int16_t dim : shape_.layout.dims(chunk)) dominant[dim] = 1;
+        }
+        const int16_t* order =
+            setup.order.empty() ? nullptr : setup.order.data() + (size_t{1} * layer * shape_.n_head_kv + head_kv) * head_dim;
+        uint8_t* counts = const_cast<uint8_t*>(counts_of(layer, head));
+        for (int32_t d = 0; d < head_dim; ++d) counts[d] = dominant[order ? order[d] : d];
+    }
+
+    std::vector<uint8_t> counts_;  // [n_layer][n_head][head_dim], in the order of the cache
+};
+
+}  // namespace
+
+std::unique_ptr<Selector> make_fasa(const SelectorSetup& setup) {
+    if (!setup.table) {
+        fail(FASA_ERROR_ARGUMENT, "method fasa needs a calibrated model: this file carries no FASA table "
+                                  "(python tools/calibrate_to_gguf.py MODEL.gguf -o OUT.gguf makes one)");
+    }
+    return std::make_unique<Fasa>(setup);
+}
+
+}  // namespace fasa

@@ -1,0 +1,100 @@
+// Which cached positions a decode step attends to. Every method is one small file behind this interface; the attention
+// over the chosen positions is the same for all of them.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "backend/backend.h"
+#include "select/table.h"
+
+namespace fasa {
+
+enum class BudgetSchedule {
+    uniform,
+    pyramid  // PyramidKV: falls linearly from the first sparse layer to the last, same mean
+};
+
+enum class QuestScore { min_max, mean_std };
+
+// Everything that a method may be told, all values resolved.
+struct SelectConfig {
+    std::string method = "full";
+    int32_t n_tip = 0;               // dominant chunks (fasa), or half as many query dims as count (sparq)
+    int32_t n_fac = 256;             // positions attended to, forced ones included
+    float n_fac_fraction = 0;        // > 0: that share of the cached positions instead
+    int32_t n_sink = 4, n_recent = 32;
+    int32_t dense_layers = 1;        // leading layers that stay dense
+    int32_t dense_below = 0;         // cached positions up to which a step stays dense, besides n_fac
+    int32_t page = 1;                // positions chosen together
+    bool chunks_per_head = false;    // dominant chunks per query head instead of per KV head
+    bool tokens_per_head = false;    // position lists per query head instead of per KV head
+    Criterion criterion = Criterion::mass;
+    BudgetSchedule schedule = BudgetSchedule::uniform;
+    QuestScore quest_score = QuestScore::min_max;
+    int32_t observe_window = 32;     // snapkv, r-kv: last queries that vote
+    int32_t refresh_every = 64;      // snapkv, r-kv: generated tokens between two votes
+    float redundancy_weight = 0.9f;  // r-kv: 1 - lambda
+};
+
+// Throws ARGUMENT naming a value that is out of range.
+void check_select_config(const SelectConfig& config, const ChunkLayout& layout);
+
+struct SelectShape {
+    int32_t n_layer, n_head, n_head_kv, n_ctx, n_seq;
+    ChunkLayout layout;
+
+    int32_t group() const { return n_head / n_head_kv; }
+};
+
+// One layer of one decode step: its keys are stored, its attention comes next.
+struct Step {
+    int32_t layer, seq;
+    int32_t n_pos;   // cached positions, the current one included
+    int32_t budget;  // positions to choose, < n_pos
+    const float* q;  // [n_head][head_dim], rotated, dims in the order of the cache
+    float scale;     // of scores before a softmax
+    KvView kv;
+};
+
+// Memory that a selector may use during a call, taken once for all layers.
+struct SelectScratch {
+    float* scores;        // [n_head][n_ctx]
+    float* q;             // [n_head][head_dim]
+    Selection selection;  // capacity n_ctx
+
+    static SelectScratch take(Arena& arena, const SelectShape& shape);
+};
+
+class Selector {
+   public:
+    virtual ~Selector() = default;
+    // Writes the positions that this step attends to into out: out.n_set lists of at least one position, ascending.
+    virtual void select(const Step& step, Selection& out) = 0;
+    // Bytes of the KV cache that this step's select reads itself.
+    virtual uint64_t bytes_read(const Step& /*step*/) const { return 0; }
+    // Rows of a layer whose keys were just stored, in prefill and decode alike, dense layers included.
+    // q [rows.n][n_head][head_dim], rotated, in the order of the cache.
+    virtual void observe(int32_t /*layer*/, Rows /*rows*/, const float* /*q*/, float /*scale*/, const KvView& /*kv*/) {}
+    // The sequence now holds n_tokens, fewer than before or others.
+    virtual void forget(int32_t /*seq*/, int32_t /*n_tokens*/) {}
+};
+
+struct SelectorSetup {
+    const SelectConfig& config;
+    const SelectShape& shape;
+    const Table* table;                 // nullptr: the model has none
+    const std::vector<int16_t>& order;  // of the KV store: [n_layer][n_head_kv][head_dim]; empty: unchanged
+    Ops& ops;
+    SelectScratch& scratch;
+};
+
+// Throws ARGUMENT for an unknown method (listing all) or values it cannot work with.
+std::unique_ptr<Selector> make_selector(const SelectorSetup& setup);
+
+// "full, fasa, ..."
+const char* selector_names();
+
+}  // namespace fasa

@@ -1,0 +1,36 @@
+// Whether a layer of a decode step is sparse, and over what; counts what was done.
+#pragma once
+
+#include "select/selector.h"
+
+namespace fasa {
+
+struct SparsityCounts {
+    uint64_t layers_dense, layers_sparse;  // layer passes of decode steps
+    uint64_t tokens_selected;              // positions, summed over lists and layers
+    uint64_t key_bytes, value_bytes;       // of the KV cache that attention and selection read in decode steps
+};
+
+class Sparsity {
+   public:
+    // The scratch of the setup must stay where it is.
+    explicit Sparsity(const SelectorSetup& setup);
+
+    // The positions that the rows of this layer attend to; nullptr: all. To be called once a layer, keys stored.
+    const Selection* select(int32_t layer, Rows rows, const float* q, float scale, const KvView& kv);
+    void forget(int32_t seq, int32_t n_tokens);
+
+    SparsityCounts counts{};
+
+   private:
+    int32_t budget(int32_t layer, int32_t n_pos) const;
+    void count_dense(const KvView& kv, int32_t n_pos);
+    void count_sparse(const KvView& kv);
+
+    SelectConfig config_;
+    SelectShape shape_;
+    Selection& selection_;
+    std::unique_ptr<Selector> selector_;  // nullptr: full attention
+};
+
+}  // namespace fasa

@@ -1,0 +1,34 @@
+// StreamingLLM (arXiv 2309.17453): the first few positions and the last ones, whatever the query.
+#include <algorithm>
+
+#include "select/methods.h"
+
+namespace fasa {
+namespace {
+
+constexpr int32_t least_sinks = 8;  // as the paper's comparison configures it [FASA §6]
+
+class Streaming final : public Selector {
+   public:
+    explicit Streaming(const SelectorSetup& setup)
+        : n_sink_(std::max(least_sinks, setup.config.n_sink)), n_set_(setup.shape.n_head_kv) {}
+
+    void select(const Step& step, Selection& out) override {
+        const int32_t n_sink = std::min(n_sink_, step.budget);
+        out.n_set = n_set_;
+        for (int32_t set = 0; set < n_set_; ++set) {
+            int32_t* list = out.list(set);
+            for (int32_t i = 0; i < step.budget; ++i) list[i] = i < n_sink ? i : step.n_pos - step.budget + i;
+            out.count[set] = step.budget;
+        }
+    }
+
+   private:
+    int32_t n_sink_, n_set_;
+};
+
+}  // namespace
+
+std::unique_ptr<Selector> make_streaming(const SelectorSetup& setup) { return std::make_unique<Streaming>(setup); }
+
+}  // namespace fasa
