@@ -1,6 +1,7 @@
 // The table of an instruction set's matrix products, and the activations as int8.
 #include "backend/cpu/isa/linear.h"
 
+#include "backend/cpu/isa/mat_tiles.h"
 #include "backend/cpu/isa/quant_vec.h"
 
 namespace fasa::cpu::FASA_ISA {
@@ -57,9 +58,12 @@ void quantize(const float* x, int64_t n, int n_tokens, const Activations& a) {
 }
 
 void rows(const LinearJob& job, int64_t begin, int64_t end, void* scratch) {
-    if (is_float(job.out.w.dtype)) return vec_float(job, begin, end);
-    if (job.n < MAT_MIN) return vec_quantized(job, begin, end);
-    mat_quantized(job, begin, end, scratch);
+    const bool mat = job.n >= MAT_MIN;
+    if (is_float(job.out.w.dtype)) {
+        mat ? mat_float(job, begin, end, scratch) : vec_float(job, begin, end);
+    } else {
+        mat ? mat_quantized(job, begin, end, scratch) : vec_quantized(job, begin, end);
+    }
 }
 
 #define FASA_NAME_OF(isa) #isa

@@ -11,10 +11,9 @@ namespace fasa::cpu::FASA_ISA {
 void vec_quantized(const LinearJob& job, int64_t begin, int64_t end);
 void mat_quantized(const LinearJob& job, int64_t begin, int64_t end, void* scratch);
 void vec_float(const LinearJob& job, int64_t begin, int64_t end);
+void mat_float(const LinearJob& job, int64_t begin, int64_t end, void* scratch);
 
-size_t mat_scratch_bytes(int64_t n_in);
-
-inline constexpr int MAT_MIN = 4;  // tokens from which mat_quantized is the faster one
+inline constexpr int MAT_MIN = 3;  // tokens from which `mat` is the faster one
 
 #if defined(__AVX512F__)
 inline constexpr int MAT_V = 2;           // vectors of rows in a tile

@@ -1,4 +1,5 @@
 // Products along rows of quantised weights, straight from the file's blocks: bound by memory when they are cold.
+#include "backend/cpu/block_dispatch.h"
 #include "backend/cpu/isa/linear.h"
 #include "backend/cpu/isa/quant_vec.h"
 
@@ -124,34 +125,7 @@ void dot_rows(const LinearJob& job, int64_t begin, int64_t end) {
 }  // namespace
 
 void vec_quantized(const LinearJob& job, int64_t begin, int64_t end) {
-    switch (job.out.w.dtype) {
-        case FASA_DTYPE_Q4_0:
-            return dot_rows<BlockQ4_0>(job, begin, end);
-        case FASA_DTYPE_Q4_1:
-            return dot_rows<BlockQ4_1>(job, begin, end);
-        case FASA_DTYPE_Q5_0:
-            return dot_rows<BlockQ5_0>(job, begin, end);
-        case FASA_DTYPE_Q5_1:
-            return dot_rows<BlockQ5_1>(job, begin, end);
-        case FASA_DTYPE_Q8_0:
-            return dot_rows<BlockQ8_0>(job, begin, end);
-        case FASA_DTYPE_IQ4_NL:
-            return dot_rows<BlockIQ4_NL>(job, begin, end);
-        case FASA_DTYPE_Q2_K:
-            return dot_rows<BlockQ2_K>(job, begin, end);
-        case FASA_DTYPE_Q3_K:
-            return dot_rows<BlockQ3_K>(job, begin, end);
-        case FASA_DTYPE_Q4_K:
-            return dot_rows<BlockQ4_K>(job, begin, end);
-        case FASA_DTYPE_Q5_K:
-            return dot_rows<BlockQ5_K>(job, begin, end);
-        case FASA_DTYPE_Q6_K:
-            return dot_rows<BlockQ6_K>(job, begin, end);
-        case FASA_DTYPE_IQ4_XS:
-            return dot_rows<BlockIQ4_XS>(job, begin, end);
-        default:
-            return;
-    }
+    with_block(job.out.w.dtype, [&]<class Block>() { dot_rows<Block>(job, begin, end); });
 }
 
 }  // namespace fasa::cpu::FASA_ISA
