@@ -34,6 +34,8 @@ float dot(const typename Format::Value* w, const float* x, int64_t n) {
     vf acc[4] = {zero(), zero(), zero(), zero()};
     int64_t k = 0;
     for (; k + 4 * LANES <= n; k += 4 * LANES) {
+        const auto* bytes = reinterpret_cast<const uint8_t*>(w + k);
+        for (size_t i = 0; i < 4 * LANES * sizeof(w[0]); i += 64) prefetch(bytes + i);
         for (int j = 0; j < 4; ++j) acc[j] = fma(Format::get(w + k + j * LANES), load(x + k + j * LANES), acc[j]);
     }
     for (; k + LANES <= n; k += LANES) acc[0] = fma(Format::get(w + k), load(x + k), acc[0]);
