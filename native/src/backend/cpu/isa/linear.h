@@ -13,7 +13,13 @@ void mat_quantized(const LinearJob& job, int64_t begin, int64_t end, void* scrat
 void vec_float(const LinearJob& job, int64_t begin, int64_t end);
 void mat_float(const LinearJob& job, int64_t begin, int64_t end, void* scratch);
 
-inline constexpr int MAT_MIN = 3;  // tokens from which `mat` is the faster one
+// Tokens from which `mat` is the faster one, as measured.
+#if defined(__AVX512F__)
+inline constexpr int MAT_MIN = 3;
+#else
+inline constexpr int MAT_MIN = 4;
+#endif
+inline constexpr int MAT_MIN_FLOAT = 10;
 
 #if defined(__AVX512F__)
 inline constexpr int MAT_V = 2;           // vectors of rows in a tile

@@ -57,9 +57,11 @@ void mat_tiles(const LinearJob& job, int64_t begin, int64_t end, int64_t first, 
             }
         }
     }
-    for (int64_t t = 0; t < n_tiles; ++t) {
-        const int64_t r = begin + t * MAT_TILE, n_rows = end - r < MAT_TILE ? end - r : MAT_TILE;
-        for (int i = 0; i < n; ++i) put_row(job.out, r, n_rows, first + i, sums + (t * n + i) * MAT_TILE);
+    for (int i = 0; i < n; ++i) {
+        for (int64_t t = 0; t < n_tiles; ++t) {
+            const int64_t r = begin + t * MAT_TILE, n_rows = end - r < MAT_TILE ? end - r : MAT_TILE;
+            put_row(job.out, r, n_rows, first + i, sums + (t * n + i) * MAT_TILE);
+        }
     }
 }
 
