@@ -1,12 +1,17 @@
 // Random weights of any type: arbitrary bits, with scales of a sensible size.
 #pragma once
 
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <bit>
 #include <cstdint>
 #include <cstring>
 #include <random>
 #include <vector>
 
 #include "backend/views.h"
+#include "base/error.h"
 #include "base/half.h"
 
 namespace fasa::test {
@@ -43,12 +48,36 @@ inline HalfFields half_fields(DType type) {
     }
 }
 
+// Memory that ends where a page begins that nobody may touch, as a file's last tensor may.
+class GuardedMemory {
+   public:
+    explicit GuardedMemory(size_t n_bytes) : n_bytes_(n_bytes), mapped_((n_bytes + PAGE - 1) / PAGE * PAGE + PAGE) {
+        void* p = mmap(nullptr, mapped_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        if (p == MAP_FAILED || mprotect(static_cast<uint8_t*>(p) + mapped_ - PAGE, PAGE, PROT_NONE) != 0) {
+            fail(FASA_ERROR_MEMORY, "no memory for the weights of a test");
+        }
+        base_ = static_cast<uint8_t*>(p);
+    }
+    ~GuardedMemory() { munmap(base_, mapped_); }
+    GuardedMemory(const GuardedMemory&) = delete;
+    GuardedMemory& operator=(const GuardedMemory&) = delete;
+
+    size_t size() const { return n_bytes_; }
+    uint8_t* data() const { return base_ + mapped_ - PAGE - n_bytes_; }
+    uint8_t& operator[](size_t i) const { return data()[i]; }
+
+   private:
+    static constexpr size_t PAGE = size_t{1} << 16;  // a multiple of any page size in use
+    size_t n_bytes_, mapped_;
+    uint8_t* base_ = nullptr;
+};
+
 class RandomWeights {
    public:
-    RandomWeights(DType type, int64_t n_out, int64_t n_in, uint32_t seed) : rng_(seed) {
+    RandomWeights(DType type, int64_t n_out, int64_t n_in, uint32_t seed)
+        : rng_(seed), data_(static_cast<size_t>(n_out) * dtype_row_bytes(type, n_in)) {
         const DTypeTraits traits = dtype_traits(type);
         const size_t row_bytes = dtype_row_bytes(type, n_in);
-        data_.resize(static_cast<size_t>(n_out) * row_bytes);
         if (traits.block_values == 1) {
             fill_floats(type, n_out * n_in);
         } else {
@@ -84,7 +113,7 @@ class RandomWeights {
     }
 
     std::mt19937 rng_;
-    std::vector<uint8_t> data_;
+    GuardedMemory data_;
     WeightView view_;
 };
 

@@ -90,7 +90,7 @@ Expected in_double(const WeightView& w, const std::vector<double>& x, int n) {
 std::vector<float> product(const LinearKernels& kernels, const WeightView& w, const std::vector<float>& x, int n) {
     std::vector<float> y(static_cast<size_t>(n * w.n_out), NAN);
     Quantized a = quantized(kernels, x, n);
-    const Buffer scratch(kernels.scratch_bytes(w.n_in), "scratch of a test");
+    const Buffer scratch(kernels.scratch_bytes(), "scratch of a test");
     kernels.rows({{w, nullptr, y.data(), false}, x.data(), a.view(), n}, 0, w.n_out, scratch.data());
     return y;
 }
@@ -109,23 +109,25 @@ double worst(const std::vector<float>& y, const Expected& expected) {
 struct Shape {
     int64_t n_out, n_in_blocks;
 };
-constexpr Shape SHAPES[] = {{1, 1}, {3, 2}, {15, 3}, {16, 1}, {17, 5}, {33, 2}, {47, 9}, {64, 3}, {100, 4}};
+constexpr Shape SHAPES[] = {{1, 1}, {3, 2}, {15, 3}, {16, 1}, {17, 5}, {33, 2}, {47, 9}, {64, 3}, {100, 4}, {34, 33}};
 
-void check_kernels(DType type, Shape shape, int n, uint32_t seed) {
-    const DTypeTraits traits = dtype_traits(type);
-    const int64_t n_in =
-        traits.block_values == 1 ? shape.n_in_blocks * 37 - 5 : shape.n_in_blocks * traits.block_values;
-    const RandomWeights w(type, shape.n_out, n_in, seed);
+void check_kernels(DType type, int64_t n_out, int64_t n_in, int n, uint32_t seed) {
+    const RandomWeights w(type, n_out, n_in, seed);
     const std::vector<float> x = test::random_floats(n * n_in, seed + 1);
     const Quantized a = quantized(cpu::scalar::linear_kernels(), x);
     const Expected expected = in_double(w.view(), seen_by(type, x, a), n);
     for (const LinearKernels* kernels : runnable_kernels()) {
         const double share = worst(product(*kernels, w.view(), x, n), expected);
-        if (share > 1)
-            std::printf("%s %s n=%d n_in=%d n_out=%d: %g\n", kernels->name, traits.name, n, int(n_in), int(shape.n_out),
-                        share);
-        CHECK(share <= 1);
+        const std::string what = std::string(kernels->name) + " " + dtype_traits(type).name +
+                                 " n_out=" + std::to_string(n_out) + " n_in=" + std::to_string(n_in) +
+                                 " n=" + std::to_string(n);
+        check::report(share <= 1, __FILE__, __LINE__, what + ": " + std::to_string(share) + " of what rounding allows");
     }
+}
+
+void check_kernels(DType type, Shape shape, int n, uint32_t seed) {
+    const int block = dtype_traits(type).block_values;
+    check_kernels(type, shape.n_out, block == 1 ? shape.n_in_blocks * 37 - 5 : shape.n_in_blocks * block, n, seed);
 }
 
 }  // namespace
@@ -144,6 +146,20 @@ TEST(any_number_of_tokens_gives_the_same_products) {
         for (int n = 1; n <= 20; ++n) check_kernels(type, {35, 2}, n, static_cast<uint32_t>(n));
         check_kernels(type, {18, 3}, 67, 5);
     }
+}
+
+TEST(float_rows_may_end_anywhere) {
+    for (const DType type : {FASA_DTYPE_F32, FASA_DTYPE_F16, FASA_DTYPE_BF16}) {
+        for (const int64_t n_in : {1, 2, 3, 255, 256, 257, 511, 1023, 1024, 1025}) {
+            for (const int n : {1, 4}) check_kernels(type, 33, n_in, n, static_cast<uint32_t>(n_in));
+        }
+    }
+}
+
+TEST(more_tokens_and_rows_than_are_worked_on_at_once) {
+    check_kernels(FASA_DTYPE_F16, 150, 40, 515, 1);
+    check_kernels(FASA_DTYPE_Q8_0, 150, 96, 515, 2);
+    check_kernels(FASA_DTYPE_Q2_K, 150, 256, 1030, 3);
 }
 
 TEST(activations_have_the_same_bits_on_every_instruction_set) {

@@ -24,7 +24,7 @@ struct Scratch {
     Scratch(Arena& arena, const LinearKernels& kernels, int n_threads, int n_max, int64_t n_in_max) {
         const size_t n = static_cast<size_t>(n_max) * static_cast<size_t>(n_in_max);
         a = {arena.take<int8_t>(n), arena.take<float>(n / 32), arena.take<float>(n / 32), arena.take<float>(n / 16)};
-        tile_bytes = (kernels.scratch_bytes(n_in_max) + 63) & ~size_t{63};
+        tile_bytes = (kernels.scratch_bytes() + 63) & ~size_t{63};
         tiles = arena.take<uint8_t>(static_cast<size_t>(n_threads) * tile_bytes);
     }
 };

@@ -23,9 +23,9 @@ struct LinearKernels {
     // n values, a multiple of 32, to int8, as `rows` wants them for this many tokens. For one token every instruction
     // set gives the same bits.
     void (*quantize)(const float* x, int64_t n, int n_tokens, const Activations& a);
-    // Rows begin..end of the product for all n tokens. scratch: scratch_bytes(n_in), aligned to 64.
+    // Rows begin..end of the product for all n tokens. scratch: scratch_bytes(), aligned to 64.
     void (*rows)(const LinearJob& job, int64_t begin, int64_t end, void* scratch);
-    size_t (*scratch_bytes)(int64_t n_in);
+    size_t (*scratch_bytes)();
 };
 
 namespace scalar {

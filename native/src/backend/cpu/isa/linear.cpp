@@ -1,6 +1,7 @@
 // The table of an instruction set's matrix products, and the activations as int8.
 #include "backend/cpu/isa/linear.h"
 
+#include "backend/cpu/isa/mat_tiles.h"
 #include "backend/cpu/isa/quant_vec.h"
 
 namespace fasa::cpu::FASA_ISA {
@@ -17,7 +18,8 @@ inline int reduce_max(__m256i v) {
 
 inline float as_float(int bits) { return _mm_cvtss_f32(_mm_castsi128_ps(_mm_cvtsi32_si128(bits))); }
 
-void quantize_block(const float* x, const Activations& a) {
+// Stored as q + bias, bytes that wrap around.
+void quantize_block(const float* x, __m256i bias, const Activations& a) {
     __m256 v[4];
     for (int i = 0; i < 4; ++i) v[i] = _mm256_loadu_ps(x + 8 * i);
     // As bits, NaN is above infinity and both are above any number.
@@ -26,7 +28,7 @@ void quantize_block(const float* x, const Activations& a) {
     const float max = as_float(max_bits);
     if (max_bits >= 0x7f800000 || max < ACTIVATION_MIN) {
         const float d = max_bits >= 0x7f800000 ? __builtin_nanf("") : 0.0f;
-        _mm256_storeu_si256(reinterpret_cast<__m256i*>(a.q), _mm256_setzero_si256());
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(a.q), bias);
         a.d[0] = a.s32[0] = a.s16[0] = a.s16[1] = d;
         return;
     }
@@ -36,7 +38,7 @@ void quantize_block(const float* x, const Activations& a) {
     // Packing works within 128-bit halves and leaves runs of four out of order.
     const __m256i packed = _mm256_packs_epi16(_mm256_packs_epi32(q[0], q[1]), _mm256_packs_epi32(q[2], q[3]));
     const __m256i bytes = _mm256_permutevar8x32_epi32(packed, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(a.q), bytes);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(a.q), _mm256_add_epi8(bytes, bias));
 
     const __m256i fours = dot_unsigned(_mm256_set1_epi8(1), bytes);
     __m256i sums = _mm256_add_epi32(fours, _mm256_shuffle_epi32(fours, 0x4e));
@@ -50,16 +52,16 @@ void quantize_block(const float* x, const Activations& a) {
 }
 
 void quantize(const float* x, int64_t n, int n_tokens, const Activations& a) {
-    for (int64_t k = 0; k < n; k += 32) quantize_block(x + k, from(a, k));
-    if (MAT_BIASED && n_tokens >= MAT_MIN) {
-        for (int64_t k = 0; k < n; ++k) a.q[k] = static_cast<int8_t>(a.q[k] ^ 0x80);
-    }
+    const __m256i bias = _mm256_set1_epi8(MAT_BIASED && n_tokens >= MAT_MIN ? -128 : 0);
+    for (int64_t k = 0; k < n; k += 32) quantize_block(x + k, bias, from(a, k));
 }
 
 void rows(const LinearJob& job, int64_t begin, int64_t end, void* scratch) {
-    if (is_float(job.out.w.dtype)) return vec_float(job, begin, end);
-    if (job.n < MAT_MIN) return vec_quantized(job, begin, end);
-    mat_quantized(job, begin, end, scratch);
+    if (is_float(job.out.w.dtype)) {
+        job.n >= MAT_MIN_FLOAT ? mat_float(job, begin, end, scratch) : vec_float(job, begin, end);
+    } else {
+        job.n >= MAT_MIN ? mat_quantized(job, begin, end, scratch) : vec_quantized(job, begin, end);
+    }
 }
 
 #define FASA_NAME_OF(isa) #isa

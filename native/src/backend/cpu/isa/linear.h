@@ -11,10 +11,15 @@ namespace fasa::cpu::FASA_ISA {
 void vec_quantized(const LinearJob& job, int64_t begin, int64_t end);
 void mat_quantized(const LinearJob& job, int64_t begin, int64_t end, void* scratch);
 void vec_float(const LinearJob& job, int64_t begin, int64_t end);
+void mat_float(const LinearJob& job, int64_t begin, int64_t end, void* scratch);
 
-size_t mat_scratch_bytes(int64_t n_in);
-
-inline constexpr int MAT_MIN = 4;  // tokens from which mat_quantized is the faster one
+// Tokens from which `mat` is the faster one, as measured.
+#if defined(__AVX512F__)
+inline constexpr int MAT_MIN = 3;
+#else
+inline constexpr int MAT_MIN = 4;
+#endif
+inline constexpr int MAT_MIN_FLOAT = 10;
 
 #if defined(__AVX512F__)
 inline constexpr int MAT_V = 2;           // vectors of rows in a tile
@@ -27,6 +32,13 @@ inline constexpr int MAT_TILE = MAT_V * LANES;  // rows
 
 inline const uint8_t* row(const WeightView& w, int64_t r) {
     return static_cast<const uint8_t*>(w.data) + static_cast<size_t>(r) * w.row_bytes;
+}
+
+// To be called for every cache line of weights that are read once: into the first level shortly before, into the second
+// early enough to hide the latency of memory. The hardware's own prefetching stops at each page.
+inline void prefetch(const uint8_t* p) {
+    _mm_prefetch(reinterpret_cast<const char*>(p) + 1024, _MM_HINT_T0);
+    _mm_prefetch(reinterpret_cast<const char*>(p) + 4096, _MM_HINT_T1);
 }
 
 // Puts the product of row r and token i in its place.

@@ -1,24 +1,32 @@
 // Products with weights in F32, F16 and BF16, in float.
-#include "backend/cpu/isa/linear.h"
+#include "backend/cpu/isa/mat_tiles.h"
+#include "backend/cpu/isa/vector_ints.h"
 
 namespace fasa::cpu::FASA_ISA {
 
 namespace {
 
+// A format of weights: `get` and `get_first` load along a row, `columns` columns k .. of LANES rows at once.
 struct F32 {
     using Value = float;
+    static constexpr int columns = 1;  // that one gathered word holds
     static vf get(const float* p) { return load(p); }
     static vf get_first(const float* p, int n) { return load_first(p, n); }
+    static vf column(vi word, int) { return as_floats(word); }
 };
 struct F16 {
     using Value = uint16_t;
+    static constexpr int columns = 2;
     static vf get(const uint16_t* p) { return load_half(p); }
     static vf get_first(const uint16_t* p, int n) { return load_half_first(p, n); }
+    static vf column(vi word, int i) { return half_floats(shift_right(word, 16 * i)); }
 };
 struct Bf16 {
     using Value = uint16_t;
+    static constexpr int columns = 2;
     static vf get(const uint16_t* p) { return load_bfloat(p); }
     static vf get_first(const uint16_t* p, int n) { return load_bfloat_first(p, n); }
+    static vf column(vi word, int i) { return as_floats(shift_left(shift_right(word, 16 * i), 16)); }
 };
 
 template <class Format>
@@ -26,6 +34,8 @@ float dot(const typename Format::Value* w, const float* x, int64_t n) {
     vf acc[4] = {zero(), zero(), zero(), zero()};
     int64_t k = 0;
     for (; k + 4 * LANES <= n; k += 4 * LANES) {
+        const auto* bytes = reinterpret_cast<const uint8_t*>(w + k);
+        for (size_t i = 0; i < 4 * LANES * sizeof(w[0]); i += 64) prefetch(bytes + i);
         for (int j = 0; j < 4; ++j) acc[j] = fma(Format::get(w + k + j * LANES), load(x + k + j * LANES), acc[j]);
     }
     for (; k + LANES <= n; k += LANES) acc[0] = fma(Format::get(w + k), load(x + k), acc[0]);
@@ -45,6 +55,50 @@ void rows(const LinearJob& job, int64_t begin, int64_t end) {
     }
 }
 
+// A panel holds a vector of columns after the other: [n][MAT_TILE].
+template <class Format>
+struct FloatKernel {
+    using Value = typename Format::Value;
+    static constexpr int64_t span = PANEL_BYTES / MAT_TILE / sizeof(float);
+    static constexpr int n_tokens = 6;
+
+    static void unpack(const WeightView& w, int64_t r, int64_t k, int64_t n, uint8_t* panel) {
+        const uint8_t* first = row(w, r) + static_cast<size_t>(k) * sizeof(Value);
+        const TileRows rows(w, r);
+        auto* out = reinterpret_cast<float*>(panel);
+        for (int v = 0; v < MAT_V; ++v) {
+            const vi offsets = load_ints(rows.offsets[v]);
+            for (int64_t j = 0; j < n; ++j) {
+                // An odd last column is the upper part of the word before it, since the row may end the file.
+                const int64_t word =
+                    j + Format::columns <= n ? j / Format::columns * Format::columns : n - Format::columns;
+                const vi values = gather(first + word * static_cast<int64_t>(sizeof(Value)), offsets);
+                store(out + j * MAT_TILE + v * LANES, Format::column(values, static_cast<int>(j - word)));
+            }
+        }
+    }
+
+    template <int N>
+    static void multiply(const uint8_t* panel, int64_t n, const LinearJob& job, int64_t first, int64_t k, float* sums) {
+        const int64_t n_in = job.out.w.n_in;
+        const float* x = job.x + first * n_in + k;
+        const auto* w = reinterpret_cast<const float*>(panel);
+        vf acc[N][MAT_V];
+        for (int i = 0; i < N; ++i) {
+            for (int v = 0; v < MAT_V; ++v) acc[i][v] = load(sums + i * MAT_TILE + v * LANES);
+        }
+        for (int64_t j = 0; j < n; ++j, w += MAT_TILE) {
+            for (int i = 0; i < N; ++i) {
+                const vf xi = set1(x[i * n_in + j]);
+                for (int v = 0; v < MAT_V; ++v) acc[i][v] = fma(load(w + v * LANES), xi, acc[i][v]);
+            }
+        }
+        for (int i = 0; i < N; ++i) {
+            for (int v = 0; v < MAT_V; ++v) store(sums + i * MAT_TILE + v * LANES, acc[i][v]);
+        }
+    }
+};
+
 }  // namespace
 
 void vec_float(const LinearJob& job, int64_t begin, int64_t end) {
@@ -53,10 +107,20 @@ void vec_float(const LinearJob& job, int64_t begin, int64_t end) {
             return rows<F32>(job, begin, end);
         case FASA_DTYPE_F16:
             return rows<F16>(job, begin, end);
-        case FASA_DTYPE_BF16:
-            return rows<Bf16>(job, begin, end);
         default:
-            return;
+            return rows<Bf16>(job, begin, end);
+    }
+}
+
+void mat_float(const LinearJob& job, int64_t begin, int64_t end, void* scratch) {
+    if (job.out.w.n_in < 2) return vec_float(job, begin, end);  // a gathered word would reach beyond the row
+    switch (job.out.w.dtype) {
+        case FASA_DTYPE_F32:
+            return mat_product<FloatKernel<F32>>(job, begin, end, scratch);
+        case FASA_DTYPE_F16:
+            return mat_product<FloatKernel<F16>>(job, begin, end, scratch);
+        default:
+            return mat_product<FloatKernel<Bf16>>(job, begin, end, scratch);
     }
 }
 

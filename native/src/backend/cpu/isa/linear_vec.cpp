@@ -1,12 +1,11 @@
 // Products along rows of quantised weights, straight from the file's blocks: bound by memory when they are cold.
+#include "backend/cpu/block_dispatch.h"
 #include "backend/cpu/isa/linear.h"
 #include "backend/cpu/isa/quant_vec.h"
 
 namespace fasa::cpu::FASA_ISA {
 
 namespace {
-
-constexpr size_t PREFETCH_BYTES = 4096;  // ahead; what hides the latency of memory on the machines measured
 
 inline float sum(__m256 v) {
     __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
@@ -31,14 +30,15 @@ inline __m256 spread(const float* scale) {
 // One row's product in the making.
 struct Row {
     const uint8_t* w;
-    __m256 acc[2] = {_mm256_setzero_ps(), _mm256_setzero_ps()};  // two chains hide the latency of the multiply-add
+    __m256 acc[4] = {_mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps(),
+                     _mm256_setzero_ps()};  // four chains hide the latency of the multiply-add
     float rest = 0;
 
     template <class Block, int I>
     void add_run(const Block& block, const int8_t* a, const float* scale) {
         using Format = Super<Block>;
         const __m256 products = dot<Format>(Format::template bytes<I>(block), a + 32 * I);
-        acc[I % 2] = _mm256_fmadd_ps(products, spread<Format::group, I>(scale), acc[I % 2]);
+        acc[I % 4] = _mm256_fmadd_ps(products, spread<Format::group, I>(scale), acc[I % 4]);
     }
 
     template <class Block>
@@ -46,9 +46,7 @@ struct Row {
         using Format = Super<Block>;
         constexpr int n_vectors = QK_K / Format::group / 8;
         const Block& block = *reinterpret_cast<const Block*>(w);
-        for (size_t i = 0; i < sizeof(Block); i += 64) {
-            _mm_prefetch(reinterpret_cast<const char*>(w) + PREFETCH_BYTES + i, _MM_HINT_T0);
-        }
+        for (size_t i = 0; i < sizeof(Block); i += 64) prefetch(w + i);
         __m256 d[n_vectors], offset[n_vectors];
         Format::scales(block, d, offset);
         if constexpr (Format::has_offset) {
@@ -90,68 +88,33 @@ struct Row {
         w += sizeof(Block);
     }
 
-    float result() const { return sum(_mm256_add_ps(acc[0], acc[1])) + rest; }
+    float result() const {
+        return sum(_mm256_add_ps(_mm256_add_ps(acc[0], acc[1]), _mm256_add_ps(acc[2], acc[3]))) + rest;
+    }
 };
 
-// Rows r .. r + N - 1, which share the loads of the activations and give the memory system as many streams.
-template <class Block, int N>
-inline void dot_rows(const LinearJob& job, int64_t r) {
-    const WeightView& weights = job.out.w;
-    for (int64_t i = 0; i < job.n; ++i) {
-        Row rows[N];
-        for (int j = 0; j < N; ++j) rows[j].w = row(weights, r + j);
-        Activations a = from(job.a, i * weights.n_in);
-        int64_t k = weights.n_in;
-        for (; k >= QK_K; k -= QK_K, a = from(a, QK_K)) {
-            for (int j = 0; j < N; ++j) rows[j].template add_super<SuperOf<Block>>(a);
-        }
-        if constexpr (is_simple<Block>) {
-            for (; k > 0; k -= QK, a = from(a, QK)) {
-                for (int j = 0; j < N; ++j) rows[j].template add_simple<Block>(a);
-            }
-        }
-        for (int j = 0; j < N; ++j) put(job.out, r + j, i, rows[j].result());
-    }
-}
-
+// One row after the other: a single stream is what the memory system fetches best.
 template <class Block>
 void dot_rows(const LinearJob& job, int64_t begin, int64_t end) {
-    int64_t r = begin;
-    for (; r + 2 <= end; r += 2) dot_rows<Block, 2>(job, r);
-    for (; r < end; ++r) dot_rows<Block, 1>(job, r);
+    const WeightView& weights = job.out.w;
+    for (int64_t r = begin; r < end; ++r) {
+        for (int64_t i = 0; i < job.n; ++i) {
+            Row dot{row(weights, r)};
+            Activations a = from(job.a, i * weights.n_in);
+            int64_t k = weights.n_in;
+            for (; k >= QK_K; k -= QK_K, a = from(a, QK_K)) dot.add_super<SuperOf<Block>>(a);
+            if constexpr (is_simple<Block>) {
+                for (; k > 0; k -= QK, a = from(a, QK)) dot.add_simple<Block>(a);
+            }
+            put(job.out, r, i, dot.result());
+        }
+    }
 }
 
 }  // namespace
 
 void vec_quantized(const LinearJob& job, int64_t begin, int64_t end) {
-    switch (job.out.w.dtype) {
-        case FASA_DTYPE_Q4_0:
-            return dot_rows<BlockQ4_0>(job, begin, end);
-        case FASA_DTYPE_Q4_1:
-            return dot_rows<BlockQ4_1>(job, begin, end);
-        case FASA_DTYPE_Q5_0:
-            return dot_rows<BlockQ5_0>(job, begin, end);
-        case FASA_DTYPE_Q5_1:
-            return dot_rows<BlockQ5_1>(job, begin, end);
-        case FASA_DTYPE_Q8_0:
-            return dot_rows<BlockQ8_0>(job, begin, end);
-        case FASA_DTYPE_IQ4_NL:
-            return dot_rows<BlockIQ4_NL>(job, begin, end);
-        case FASA_DTYPE_Q2_K:
-            return dot_rows<BlockQ2_K>(job, begin, end);
-        case FASA_DTYPE_Q3_K:
-            return dot_rows<BlockQ3_K>(job, begin, end);
-        case FASA_DTYPE_Q4_K:
-            return dot_rows<BlockQ4_K>(job, begin, end);
-        case FASA_DTYPE_Q5_K:
-            return dot_rows<BlockQ5_K>(job, begin, end);
-        case FASA_DTYPE_Q6_K:
-            return dot_rows<BlockQ6_K>(job, begin, end);
-        case FASA_DTYPE_IQ4_XS:
-            return dot_rows<BlockIQ4_XS>(job, begin, end);
-        default:
-            return;
-    }
+    with_block(job.out.w.dtype, [&]<class Block>() { dot_rows<Block>(job, begin, end); });
 }
 
 }  // namespace fasa::cpu::FASA_ISA

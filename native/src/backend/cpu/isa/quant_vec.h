@@ -2,18 +2,13 @@
 // value = scale * q + offset per group of 16 or 32 values, where q is a byte: unsigned and at most 127, or signed.
 #pragma once
 
-#include "backend/cpu/isa/simd.h"
+#include "backend/cpu/isa/vector_ints.h"
 #include "backend/cpu/quant.h"
 
 namespace fasa::cpu::FASA_ISA {
 
 inline __m256i load_bytes(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
 inline __m128i load_half_bytes(const void* p) { return _mm_loadu_si128(static_cast<const __m128i*>(p)); }
-inline uint32_t load_u32(const void* p) {
-    uint32_t x;
-    __builtin_memcpy(&x, p, sizeof(x));
-    return x;
-}
 inline float half(uint16_t bits) { return _cvtsh_ss(bits); }
 
 // Eight sums of four products each; u <= 127, so that no sum of two products leaves 16 bits.

@@ -3,6 +3,7 @@
 #include <bit>
 #include <limits>
 
+#include "backend/cpu/block_dispatch.h"
 #include "backend/cpu/linear_kernels.h"
 #include "backend/cpu/scalar/unpack.h"
 
@@ -81,38 +82,10 @@ void dot_float(const void* w, const float* x, int64_t n_in, int n, float* y) {
 
 // y[i] = w . x[i] for n <= N_AT_ONCE tokens.
 void dot_row(DType type, const void* w, const float* x, const Activations& a, int64_t n_in, int n, float* y) {
-    switch (type) {
-        case FASA_DTYPE_F32:
-            return dot_float<float>(w, x, n_in, n, y);
-        case FASA_DTYPE_F16:
-            return dot_float<Half>(w, x, n_in, n, y);
-        case FASA_DTYPE_BF16:
-            return dot_float<Bfloat>(w, x, n_in, n, y);
-        case FASA_DTYPE_Q4_0:
-            return dot<BlockQ4_0>(w, a, n_in, n, y);
-        case FASA_DTYPE_Q4_1:
-            return dot<BlockQ4_1>(w, a, n_in, n, y);
-        case FASA_DTYPE_Q5_0:
-            return dot<BlockQ5_0>(w, a, n_in, n, y);
-        case FASA_DTYPE_Q5_1:
-            return dot<BlockQ5_1>(w, a, n_in, n, y);
-        case FASA_DTYPE_Q8_0:
-            return dot<BlockQ8_0>(w, a, n_in, n, y);
-        case FASA_DTYPE_Q2_K:
-            return dot<BlockQ2_K>(w, a, n_in, n, y);
-        case FASA_DTYPE_Q3_K:
-            return dot<BlockQ3_K>(w, a, n_in, n, y);
-        case FASA_DTYPE_Q4_K:
-            return dot<BlockQ4_K>(w, a, n_in, n, y);
-        case FASA_DTYPE_Q5_K:
-            return dot<BlockQ5_K>(w, a, n_in, n, y);
-        case FASA_DTYPE_Q6_K:
-            return dot<BlockQ6_K>(w, a, n_in, n, y);
-        case FASA_DTYPE_IQ4_NL:
-            return dot<BlockIQ4_NL>(w, a, n_in, n, y);
-        case FASA_DTYPE_IQ4_XS:
-            return dot<BlockIQ4_XS>(w, a, n_in, n, y);
-    }
+    if (type == FASA_DTYPE_F32) return dot_float<float>(w, x, n_in, n, y);
+    if (type == FASA_DTYPE_F16) return dot_float<Half>(w, x, n_in, n, y);
+    if (type == FASA_DTYPE_BF16) return dot_float<Bfloat>(w, x, n_in, n, y);
+    with_block(type, [&]<class Block>() { dot<Block>(w, a, n_in, n, y); });
 }
 
 void rows(const LinearJob& job, int64_t begin, int64_t end, void*) {
@@ -132,7 +105,7 @@ void rows(const LinearJob& job, int64_t begin, int64_t end, void*) {
     }
 }
 
-size_t scratch_bytes(int64_t) { return 0; }
+size_t scratch_bytes() { return 0; }
 
 }  // namespace
 

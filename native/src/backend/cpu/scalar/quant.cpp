@@ -1,5 +1,6 @@
 #include "backend/cpu/quant.h"
 
+#include "backend/cpu/block_dispatch.h"
 #include "backend/cpu/scalar/unpack.h"
 #include "base/error.h"
 
@@ -21,42 +22,15 @@ void dequantize(const void* src, float* dst, int64_t n) {
 
 void dequantize_row(DType type, const void* src, float* dst, int64_t n) {
     const auto* bits = static_cast<const uint16_t*>(src);
-    switch (type) {
-        case FASA_DTYPE_F32:
-            std::memcpy(dst, src, static_cast<size_t>(n) * sizeof(float));
-            return;
-        case FASA_DTYPE_F16:
-            for (int64_t k = 0; k < n; ++k) dst[k] = half_to_float(bits[k]);
-            return;
-        case FASA_DTYPE_BF16:
-            for (int64_t k = 0; k < n; ++k) dst[k] = bfloat_to_float(bits[k]);
-            return;
-        case FASA_DTYPE_Q4_0:
-            return dequantize<BlockQ4_0>(src, dst, n);
-        case FASA_DTYPE_Q4_1:
-            return dequantize<BlockQ4_1>(src, dst, n);
-        case FASA_DTYPE_Q5_0:
-            return dequantize<BlockQ5_0>(src, dst, n);
-        case FASA_DTYPE_Q5_1:
-            return dequantize<BlockQ5_1>(src, dst, n);
-        case FASA_DTYPE_Q8_0:
-            return dequantize<BlockQ8_0>(src, dst, n);
-        case FASA_DTYPE_Q2_K:
-            return dequantize<BlockQ2_K>(src, dst, n);
-        case FASA_DTYPE_Q3_K:
-            return dequantize<BlockQ3_K>(src, dst, n);
-        case FASA_DTYPE_Q4_K:
-            return dequantize<BlockQ4_K>(src, dst, n);
-        case FASA_DTYPE_Q5_K:
-            return dequantize<BlockQ5_K>(src, dst, n);
-        case FASA_DTYPE_Q6_K:
-            return dequantize<BlockQ6_K>(src, dst, n);
-        case FASA_DTYPE_IQ4_NL:
-            return dequantize<BlockIQ4_NL>(src, dst, n);
-        case FASA_DTYPE_IQ4_XS:
-            return dequantize<BlockIQ4_XS>(src, dst, n);
+    if (type == FASA_DTYPE_F32) {
+        std::memcpy(dst, src, static_cast<size_t>(n) * sizeof(float));
+    } else if (type == FASA_DTYPE_F16) {
+        for (int64_t k = 0; k < n; ++k) dst[k] = half_to_float(bits[k]);
+    } else if (type == FASA_DTYPE_BF16) {
+        for (int64_t k = 0; k < n; ++k) dst[k] = bfloat_to_float(bits[k]);
+    } else if (!with_block(type, [&]<class Block>() { dequantize<Block>(src, dst, n); })) {
+        fail(FASA_ERROR_UNSUPPORTED, "cannot dequantise tensor type %d", static_cast<int>(type));
     }
-    fail(FASA_ERROR_UNSUPPORTED, "cannot dequantise tensor type %d", static_cast<int>(type));
 }
 
 }  // namespace fasa::cpu
