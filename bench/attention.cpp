@@ -31,13 +31,21 @@ void measure(const char* shape, int n_head, int n_head_kv, int head_dim, int n_c
     const size_t layer_values = size_t{2} * n_head_kv * n_ctx * head_dim;
     std::vector<uint16_t> cache(n_layer * layer_values, 0x2e66);  // 0.1
     std::vector<float> q(size_t{n_batch} * n_head * head_dim, 0.1f), y(q.size());
-    const auto layer = [&](int i) { return KvView{cache.data() + i * layer_values, n_ctx, n_head_kv, head_dim}; };
+    const auto layer = [&](int i) {
+        KvView view;
+        view.rest = cache.data() + i * layer_values;
+        view.n_ctx = n_ctx;
+        view.n_head_kv = n_head_kv;
+        view.head_dim = head_dim;
+        return view;
+    };
 
     const double decode = best_seconds([&] {
-        for (int i = 0; i < n_layer; ++i) attention.run(y.data(), q.data(), n_head, 0.1f, layer(i), {0, n_ctx - 1, 1});
+        for (int i = 0; i < n_layer; ++i)
+            attention.dense(y.data(), q.data(), n_head, 0.1f, layer(i), {0, n_ctx - 1, 1});
     });
     const double prefill = best_seconds([&] {
-        attention.run(y.data(), q.data(), n_head, 0.1f, layer(0), {0, n_ctx - n_batch, n_batch});
+        attention.dense(y.data(), q.data(), n_head, 0.1f, layer(0), {0, n_ctx - n_batch, n_batch});
     });
     const double bytes = static_cast<double>(n_layer * layer_values * sizeof(uint16_t));
     const double flop = 4.0 * n_head * head_dim * n_batch * (n_ctx - n_batch / 2);

@@ -2,7 +2,9 @@
 // double precision, over odd shapes.
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 #include <random>
+#include <utility>
 
 #include "backend/cpu/attention.h"
 #include "backend/cpu/elementwise_kernels.h"
@@ -16,6 +18,9 @@ namespace {
 
 // Scores reach about 15, whose rounding in single precision shifts weights by 1e-6, and values reach 4.
 constexpr double tolerance = 1e-5;
+
+// head_dim and dominant dims
+constexpr std::pair<int, int> shapes[] = {{64, 0}, {64, 16}, {128, 32}, {80, 0}, {80, 10}, {20, 6}, {2, 2}, {96, 96}};
 
 std::vector<Isa> runnable() {
     std::vector<Isa> sets = {Isa::scalar};
@@ -40,41 +45,78 @@ std::vector<uint16_t> random_halves(int64_t n, unsigned seed) {
     return halves;
 }
 
-// Attention of one query over n rows, in double precision.
-std::vector<double> exact(const float* q, int64_t q_stride, int head_dim, const uint16_t* rows, int n) {
+// One KV head's cache of random numbers, split after n_dom dims.
+struct Cache {
+    std::vector<uint16_t> dom, rest;
+    KvHead view;
+
+    Cache(int head_dim, int n_dom, int n_pos, unsigned seed)
+        : dom(random_halves(int64_t{n_pos} * n_dom, seed)),
+          rest(random_halves(int64_t{n_pos} * (2 * head_dim - n_dom), seed + 1)),
+          view{dom.data(), rest.data(), n_dom, head_dim} {}
+
+    double key(int pos, int d) const {
+        const int n_dom = view.n_dom;
+        return half_to_float(d < n_dom ? dom[pos * n_dom + d] : rest[pos * view.row_values() + d - n_dom]);
+    }
+    double value(int pos, int d) const { return half_to_float(rest[pos * view.row_values() + view.n_rest() + d]); }
+};
+
+// Attention of one query over listed rows, in double precision.
+std::vector<double> exact(const float* q, int64_t stride, const Cache& cache, const std::vector<int32_t>& positions) {
+    const int head_dim = cache.view.head_dim;
     std::vector<double> score, y(static_cast<size_t>(head_dim));
-    for (int j = 0; j < n; ++j) {
+    for (const int32_t pos : positions) {
         double dot = 0;
-        for (int d = 0; d < head_dim; ++d) dot += double{q[d * q_stride]} * half_to_float(rows[j * 2 * head_dim + d]);
+        for (int d = 0; d < head_dim; ++d) dot += double{q[d * stride]} * cache.key(pos, d);
         score.push_back(dot);
     }
     const double top = *std::max_element(score.begin(), score.end());
     double sum = 0;
     for (double& s : score) sum += s = std::exp(s - top);
-    for (int j = 0; j < n; ++j) {
-        for (int d = 0; d < head_dim; ++d) y[d] += score[j] / sum * half_to_float(rows[(j * 2 + 1) * head_dim + d]);
+    for (size_t j = 0; j < positions.size(); ++j) {
+        for (int d = 0; d < head_dim; ++d) y[d] += score[j] / sum * cache.value(positions[j], d);
     }
     return y;
 }
 
-void check_chunk(const AttentionKernels& kernels, int n_q, int head_dim, int n_pos) {
+std::vector<int32_t> first_positions(int n) {
+    std::vector<int32_t> all(static_cast<size_t>(n));
+    std::iota(all.begin(), all.end(), 0);
+    return all;
+}
+
+// Queries as the decode kernels want them: dominant dims and others, each padded.
+std::vector<float> laid_out(const std::vector<float>& dense, int n_q, int n_dom, int head_dim) {
+    const int stride = query_stride(n_dom, head_dim);
+    std::vector<float> q(static_cast<size_t>(n_q * stride));
+    for (int i = 0; i < n_q; ++i) {
+        std::copy_n(&dense[i * head_dim], n_dom, &q[i * stride]);
+        std::copy_n(&dense[i * head_dim + n_dom], head_dim - n_dom, &q[i * stride + padded(n_dom)]);
+    }
+    return q;
+}
+
+void check_chunk(const AttentionKernels& kernels, int n_q, int head_dim, int n_dom, int n_pos, bool listed) {
     const int stride = padded(head_dim);
-    std::vector<float> q(static_cast<size_t>(n_q * stride)), values(q.size(), NAN);
     const auto dense = random_floats(int64_t{n_q} * head_dim, 1, 0.3f);
-    for (int i = 0; i < n_q; ++i) std::copy_n(&dense[i * head_dim], head_dim, &q[i * stride]);
-    const auto rows = random_halves(int64_t{n_pos} * 2 * head_dim, 2);
+    const auto q = laid_out(dense, n_q, n_dom, head_dim);
+    std::vector<float> values(static_cast<size_t>(n_q * stride), NAN);
+    const Cache cache(head_dim, n_dom, listed ? 3 * n_pos : n_pos, 2);
+    auto positions = first_positions(n_pos);
+    for (int j = 0; listed && j < n_pos; ++j) positions[j] = 3 * j + j % 2;
     std::vector<SoftmaxState> state(static_cast<size_t>(n_q));
     for (int i = 0; i < n_q; ++i) state[i].values = &values[i * stride];
-    kernels.chunk(q.data(), n_q, head_dim, rows.data(), n_pos, state.data());
+    kernels.chunk(q.data(), n_q, cache.view, listed ? positions.data() : nullptr, n_pos, state.data());
     double worst = 0;
     for (int i = 0; i < n_q; ++i) {
-        const auto y = exact(&q[i * stride], 1, head_dim, rows.data(), n_pos);
+        const auto y = exact(&dense[i * head_dim], 1, cache, positions);
         for (int d = 0; d < head_dim; ++d) worst = std::max(worst, std::fabs(state[i].values[d] / state[i].sum - y[d]));
     }
     CHECK_NEAR(worst, 0.0, tolerance);
 }
 
-void check_tile(const AttentionKernels& kernels, int n_q, int head_dim, int n_first) {
+void check_tile(const AttentionKernels& kernels, int n_q, int head_dim, int n_dom, int n_first) {
     const int n = padded(n_q), n_pos = n_first + n_q - 1;
     std::vector<float> qt(static_cast<size_t>(head_dim * n)), out(qt.size(), NAN);
     std::vector<float> scratch(static_cast<size_t>(tile_scratch(head_dim)), NAN);
@@ -84,12 +126,27 @@ void check_tile(const AttentionKernels& kernels, int n_q, int head_dim, int n_fi
     for (int i = 0; i < n_q; ++i) {
         for (int d = 0; d < head_dim; ++d) qt[d * n + i] = dense[i * head_dim + d];
     }
-    const auto rows = random_halves(int64_t{n_pos} * 2 * head_dim, 4);
-    kernels.tile(qt.data(), n_q, head_dim, rows.data(), n_visible.data(), out.data(), scratch.data());
+    const Cache cache(head_dim, n_dom, n_pos, 4);
+    kernels.tile(qt.data(), n_q, cache.view, n_visible.data(), out.data(), scratch.data());
     double worst = 0;
     for (int i = 0; i < n_q; ++i) {
-        const auto y = exact(&qt[i], n, head_dim, rows.data(), n_visible[i]);
+        const auto y = exact(&qt[i], n, cache, first_positions(n_visible[i]));
         for (int d = 0; d < head_dim; ++d) worst = std::max(worst, std::fabs(out[d * n + i] - y[d]));
+    }
+    CHECK_NEAR(worst, 0.0, tolerance);
+}
+
+void check_scores(const AttentionKernels& kernels, int head_dim, int n_dom, int first, int n_pos, bool whole_key) {
+    const auto dense = random_floats(head_dim, 5, 0.3f);
+    const auto q = laid_out(dense, 1, n_dom, head_dim);
+    const Cache cache(head_dim, n_dom, first + n_pos, 6);
+    std::vector<float> scores(static_cast<size_t>(n_pos), NAN);
+    kernels.scores(q.data(), cache.view, first, n_pos, whole_key, scores.data());
+    double worst = 0;
+    for (int j = 0; j < n_pos; ++j) {
+        double dot = 0;
+        for (int d = 0; d < (whole_key ? head_dim : n_dom); ++d) dot += double{dense[d]} * cache.key(first + j, d);
+        worst = std::max(worst, std::fabs(scores[j] - dot));
     }
     CHECK_NEAR(worst, 0.0, tolerance);
 }
@@ -98,10 +155,13 @@ void check_tile(const AttentionKernels& kernels, int n_q, int head_dim, int n_fi
 
 TEST(attention_decode_chunks) {
     for (const Isa isa : runnable()) {
-        for (const int head_dim : {64, 128, 80, 20, 2, 256}) {
+        for (const auto& [head_dim, n_dom] : shapes) {
             for (const int n_q : {1, 2, 3, 4, 5, 7}) {
-                for (const int n_pos : {1, 31, 32, 33, 200, kv_chunk})
-                    check_chunk(attention_kernels(isa), n_q, head_dim, n_pos);
+                for (const int n_pos : {1, 31, 32, 33, 200, kv_chunk}) {
+                    for (const bool listed : {false, true}) {
+                        check_chunk(attention_kernels(isa), n_q, head_dim, n_dom, n_pos, listed);
+                    }
+                }
             }
         }
     }
@@ -109,9 +169,22 @@ TEST(attention_decode_chunks) {
 
 TEST(attention_prefill_tiles) {
     for (const Isa isa : runnable()) {
-        for (const int head_dim : {64, 128, 80, 22}) {
+        for (const auto& [head_dim, n_dom] : shapes) {
             for (const int n_q : {1, 5, 16, 17, 33, max_queries}) {
-                for (const int n_first : {1, 2, 64, 100}) check_tile(attention_kernels(isa), n_q, head_dim, n_first);
+                for (const int n_first : {1, 2, 64, 100}) {
+                    check_tile(attention_kernels(isa), n_q, head_dim, n_dom, n_first);
+                }
+            }
+        }
+    }
+}
+
+TEST(attention_scores) {
+    for (const Isa isa : runnable()) {
+        for (const auto& [head_dim, n_dom] : shapes) {
+            for (const int n_pos : {1, 3, 4, 5, 77}) {
+                check_scores(attention_kernels(isa), head_dim, n_dom, 0, n_pos, false);
+                check_scores(attention_kernels(isa), head_dim, n_dom, 9, n_pos, true);
             }
         }
     }
@@ -121,54 +194,102 @@ TEST(attention_prefill_tiles) {
 TEST(attention_extreme_scores) {
     const int head_dim = 16, n_pos = 70;
     std::vector<float> q(static_cast<size_t>(padded(head_dim)), 100.0f), values(q.size());
-    std::vector<uint16_t> rows = random_halves(int64_t{n_pos} * 2 * head_dim, 5);
+    Cache cache(head_dim, 0, n_pos, 5);
     for (int d = 0; d < head_dim; ++d) {
-        rows[50 * 2 * head_dim + d] = float_to_half(1000.0f);
-        rows[3 * 2 * head_dim + d] = float_to_half(-1000.0f);
+        cache.rest[50 * 2 * head_dim + d] = float_to_half(1000.0f);
+        cache.rest[3 * 2 * head_dim + d] = float_to_half(-1000.0f);
     }
     for (const Isa isa : runnable()) {
         SoftmaxState state{0, 0, values.data()};
-        attention_kernels(isa).chunk(q.data(), 1, head_dim, rows.data(), n_pos, &state);
-        for (int d = 0; d < head_dim; ++d) {
-            CHECK_NEAR(state.values[d] / state.sum, half_to_float(rows[(50 * 2 + 1) * head_dim + d]), 1e-6f);
-        }
+        attention_kernels(isa).chunk(q.data(), 1, cache.view, nullptr, n_pos, &state);
+        for (int d = 0; d < head_dim; ++d) CHECK_NEAR(state.values[d] / state.sum, cache.value(50, d), 1e-6);
     }
 }
+
+namespace {
+
+// A layer's cache of random numbers for several KV heads.
+struct LayerCache {
+    std::vector<uint16_t> dom, rest;
+    KvView view;
+
+    LayerCache(int n_head_kv, int n_ctx, int head_dim, int n_dom, unsigned seed)
+        : dom(random_halves(int64_t{n_head_kv} * n_ctx * n_dom, seed)),
+          rest(random_halves(int64_t{n_head_kv} * n_ctx * (2 * head_dim - n_dom), seed + 1)) {
+        view.dom = dom.data();
+        view.rest = rest.data();
+        view.n_ctx = n_ctx;
+        view.n_head_kv = n_head_kv;
+        view.head_dim = head_dim;
+        view.n_dom = n_dom;
+    }
+};
+
+double largest_difference(const std::vector<float>& a, const std::vector<float>& b) {
+    double worst = 0;
+    for (size_t i = 0; i < a.size(); ++i) worst = std::max<double>(worst, std::fabs(a[i] - b[i]));
+    return worst;
+}
+
+}  // namespace
 
 TEST(attention_whole_op_equals_rows_one_by_one) {
     const int n_head = 6, n_head_kv = 2, head_dim = 24, n_ctx = 1100, n = 37, pos0 = 1030;
     for (const int n_threads : {1, 3}) {
-        Team team(n_threads);
-        Attention attention(team, {64, 64, n_head, n_head_kv, head_dim, n_ctx});
-        auto cache = random_halves(int64_t{n_head_kv} * n_ctx * 2 * head_dim, 6);
-        const KvView kv{cache.data(), n_ctx, n_head_kv, head_dim};
-        const auto q = random_floats(int64_t{n} * n_head * head_dim, 7);
-        std::vector<float> together(q.size()), alone(q.size());
-        attention.run(together.data(), q.data(), n_head, 0.2f, kv, {0, pos0, n});
-        for (int i = 0; i < n; ++i) {
-            const int64_t at = int64_t{i} * n_head * head_dim;
-            attention.run(&alone[at], &q[at], n_head, 0.2f, kv, {0, pos0 + i, 1});
+        for (const int n_dom : {0, 8}) {
+            Team team(n_threads);
+            Attention attention(team, {64, 64, n_head, n_head_kv, head_dim, n_ctx});
+            const LayerCache cache(n_head_kv, n_ctx, head_dim, n_dom, 6);
+            const auto q = random_floats(int64_t{n} * n_head * head_dim, 7);
+            std::vector<float> together(q.size()), alone(q.size());
+            attention.dense(together.data(), q.data(), n_head, 0.2f, cache.view, {0, pos0, n});
+            for (int i = 0; i < n; ++i) {
+                const int64_t at = int64_t{i} * n_head * head_dim;
+                attention.dense(&alone[at], &q[at], n_head, 0.2f, cache.view, {0, pos0 + i, 1});
+            }
+            CHECK_NEAR(largest_difference(together, alone), 0.0, tolerance);
+            CHECK(std::any_of(alone.begin(), alone.end(), [](float v) { return v != 0; }));
         }
-        double worst = 0;
-        for (size_t i = 0; i < q.size(); ++i) worst = std::max<double>(worst, std::fabs(together[i] - alone[i]));
-        CHECK_NEAR(worst, 0.0, tolerance);
-        CHECK(std::any_of(alone.begin(), alone.end(), [](float v) { return v != 0; }));
     }
 }
 
 TEST(attention_decode_does_not_depend_on_threads) {
     const int n_head = 4, n_head_kv = 2, head_dim = 32, n_ctx = 2100;
-    auto cache = random_halves(int64_t{n_head_kv} * n_ctx * 2 * head_dim, 8);
-    const KvView kv{cache.data(), n_ctx, n_head_kv, head_dim};
+    const LayerCache cache(n_head_kv, n_ctx, head_dim, 8, 8);
     const auto q = random_floats(n_head * head_dim, 9);
     std::vector<float> first;
     for (const int n_threads : {1, 2, 5}) {
         Team team(n_threads);
         Attention attention(team, {8, 64, n_head, n_head_kv, head_dim, n_ctx});
         std::vector<float> y(q.size());
-        attention.run(y.data(), q.data(), n_head, 0.3f, kv, {0, n_ctx - 1, 1});
+        attention.dense(y.data(), q.data(), n_head, 0.3f, cache.view, {0, n_ctx - 1, 1});
         if (first.empty()) first = y;
         CHECK(y == first);
+    }
+}
+
+// Lists of all positions give dense attention; lists per query head are each their own.
+TEST(attention_over_a_selection) {
+    const int n_head = 6, n_head_kv = 2, head_dim = 32, n_ctx = 700;
+    Team team(2);
+    Attention attention(team, {8, 64, n_head, n_head_kv, head_dim, n_ctx});
+    const LayerCache cache(n_head_kv, n_ctx, head_dim, 8, 10);
+    const auto q = random_floats(n_head * head_dim, 11);
+    std::vector<float> dense(q.size()), y(q.size());
+    attention.dense(dense.data(), q.data(), n_head, 0.3f, cache.view, {0, n_ctx - 1, 1});
+    for (const int n_set : {n_head_kv, n_head}) {
+        std::vector<int32_t> positions, count(static_cast<size_t>(n_set), n_ctx);
+        for (int set = 0; set < n_set; ++set) {
+            for (int pos = 0; pos < n_ctx; ++pos) positions.push_back(pos);
+        }
+        Selection selection{positions.data(), count.data(), n_set, n_ctx};
+        attention.selected(y.data(), q.data(), n_head, 0.3f, cache.view, 0, selection);
+        CHECK(y == dense);
+        count[0] = 1;  // the first set sees position 0 alone: its heads return that value
+        attention.selected(y.data(), q.data(), n_head, 0.3f, cache.view, 0, selection);
+        const KvHead head = cache.view.head(0, 0);
+        for (int d = 0; d < head_dim; ++d) CHECK_NEAR(y[d], half_to_float(head.rest[head.n_rest() + d]), 1e-6f);
+        CHECK(std::equal(y.end() - head_dim, y.end(), dense.end() - head_dim));
     }
 }
 

@@ -30,8 +30,8 @@ class Ops {
     virtual void rms_norm(float* y, const float* x, const float* weight, int64_t n_rows, int dim, float eps) = 0;
     // Products that share the input x [n][n_in]: y = x wᵀ (+ bias) (+ y).
     virtual void linear(const LinearOut* out, int n_products, const float* x, int n) = 0;
-    // Rotates q [n][n_head][head_dim] in place and k [n][n_head_kv][head_dim] into the cache with v (same shape); both get
-    // their dims in the order of the cache.
+    // Rotates q [n][n_head][head_dim] in place and k [n][n_head_kv][head_dim] into the cache with v (same shape); both
+    // get their dims in the order of the cache.
     virtual void rope_store(float* q, const float* k, const float* v, int n_head, const RopeView& rope,
                             const KvView& kv, Rows rows) = 0;
     // Causal attention of rotated q over everything cached up to each row's position. y, q [n][n_head][head_dim]

@@ -33,8 +33,8 @@ struct Rows {
     int32_t seq = 0, pos0 = 0, n = 0;
 };
 
-// The keys and values of one KV head of a sequence, split by dimension [FASA §5]. `dom` holds the n_dom dominant key dims
-// of every position, contiguous; `rest` one row a position: the other key dims, then the value. n_dom 0: no split.
+// The keys and values of one KV head of a sequence, split by dimension [FASA §5]. `dom` holds the n_dom dominant key
+// dims of every position, contiguous; `rest` one row a position: the other key dims, then the value. n_dom 0: no split.
 struct KvHead {
     const uint16_t* dom;   // [n_ctx][n_dom], half precision
     const uint16_t* rest;  // [n_ctx][2 * head_dim - n_dom]

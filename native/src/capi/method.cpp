@@ -53,9 +53,10 @@ fasa_status fasa_table_create(fasa_table** out, const fasa_model* model, fasa_cr
         const Hparams& h = model->model->h;
         const int32_t n_chunk = chunk_layout(h).n_chunk();
         const size_t n = size_t{1} * h.n_layer * n_chunk;
-        auto table = std::make_shared<Table>(
-            Table{h.n_layer, h.n_head, h.n_head_kv, n_chunk, criterion == FASA_CRITERION_MASS ? Criterion::mass : Criterion::ca,
-                  copied(ca, n * h.n_head), copied(order, n * h.n_head_kv), copied(order_head, n * h.n_head)});
+        auto table = std::make_shared<Table>(Table{h.n_layer, h.n_head, h.n_head_kv, n_chunk,
+                                                   criterion == FASA_CRITERION_MASS ? Criterion::mass : Criterion::ca,
+                                                   copied(ca, n * h.n_head), copied(order, n * h.n_head_kv),
+                                                   copied(order_head, n * h.n_head)});
         check_table(*table, "the table given");
         if (table->criterion == Criterion::mass && table->order.empty()) {
             fail(FASA_ERROR_ARGUMENT, "criterion mass needs an order of chunks");
@@ -75,7 +76,9 @@ fasa_status fasa_tap_start(fasa_context* ctx, int32_t n_steps) {
     });
 }
 
-int32_t fasa_tap_steps(const fasa_context* ctx) { return ctx && ctx->context.tap() ? ctx->context.tap()->n_steps() : 0; }
+int32_t fasa_tap_steps(const fasa_context* ctx) {
+    return ctx && ctx->context.tap() ? ctx->context.tap()->n_steps() : 0;
+}
 
 fasa_status fasa_tap_read(const fasa_context* ctx, int32_t step, int32_t layer, int32_t* seq, int32_t* n_pos, float* q,
                           int32_t* n_set, int32_t* count, int32_t* positions) {

@@ -28,8 +28,8 @@ class Poll {
 class LayerHook {
    public:
     virtual ~LayerHook() = default;
-    // The layer's rows are in the cache; q [rows.n][n_head][head_dim] is rotated, in the order of the cache. Returns the
-    // positions to attend to (for a single row only), or nullptr for all.
+    // The layer's rows are in the cache; q [rows.n][n_head][head_dim] is rotated, in the order of the cache. Returns
+    // the positions to attend to (for a single row only), or nullptr for all.
     virtual const Selection* stored(int32_t layer, Rows rows, const float* q, float scale, const KvView& kv) = 0;
 };
 

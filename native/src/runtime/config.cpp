@@ -96,7 +96,8 @@ ContextConfig resolve(const Model& model, const fasa_context_params& p, std::sha
     check_range("n_ctx", p.n_ctx, max_n_ctx);
     check_range("n_batch", p.n_batch, max_n_batch);
     check_range("n_seq", p.n_seq, max_n_seq);
-    ContextConfig c{p.n_ctx, p.n_batch ? p.n_batch : default_n_batch, p.n_seq ? p.n_seq : 1, {}, std::move(table), 0, 0, false};
+    ContextConfig c{p.n_ctx, p.n_batch ? p.n_batch : default_n_batch, p.n_seq ? p.n_seq : 1, {}, std::move(table), 0, 0,
+                    false};
     if (!c.table) c.table = model.table;
     c.select = resolve_method(model, p.method, c.table.get());
     c.host_rest = p.kv == FASA_KV_SPLIT;
@@ -104,9 +105,10 @@ ContextConfig resolve(const Model& model, const fasa_context_params& p, std::sha
         c.n_dom = 2 * c.select.n_tip;
         c.n_dense = std::min(c.select.dense_layers, model.h.n_layer);
     } else if (c.host_rest) {
-        fail(FASA_ERROR_UNSUPPORTED, "a cache split between device and host needs method fasa with dominant sets per KV head "
-                                     "(chunks_per_head off), not method %s%s", c.select.method.c_str(),
-             c.select.chunks_per_head ? " with sets per query head" : "");
+        fail(FASA_ERROR_UNSUPPORTED,
+             "a cache split between device and host needs method fasa with dominant sets per KV head "
+             "(chunks_per_head off), not method %s%s",
+             c.select.method.c_str(), c.select.chunks_per_head ? " with sets per query head" : "");
     }
     if (c.n_ctx == 0) c.n_ctx = choose_n_ctx(model, c);
     c.n_batch = std::min(c.n_batch, c.n_ctx);

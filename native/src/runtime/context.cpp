@@ -153,8 +153,8 @@ void Context::read_kv(float* k, float* v, int32_t seq, int32_t layer, int32_t he
     const Hparams& h = model_->h;
     if (layer < 0 || layer >= h.n_layer || head_kv < 0 || head_kv >= h.n_head_kv || first < 0 || n < 0 ||
         first > length_[seq] - n) {
-        fail(FASA_ERROR_ARGUMENT, "no keys at layer %d, KV head %d, positions %d to %d: the sequence has %d", layer, head_kv,
-             first, first + n, length_[seq]);
+        fail(FASA_ERROR_ARGUMENT, "no keys at layer %d, KV head %d, positions %d to %d: the sequence has %d", layer,
+             head_kv, first, first + n, length_[seq]);
     }
     const KvView view = kv_.layer(layer);
     const int16_t* order = view.order_of(head_kv);

@@ -97,8 +97,7 @@ void write_state(const std::string& path, uint64_t fingerprint, const KvStore& k
     writer.finish(path);
 }
 
-StateFile::StateFile(const std::string& path, uint64_t fingerprint, int32_t n_vocab, const KvStore& kv)
-    : file_(path) {
+StateFile::StateFile(const std::string& path, uint64_t fingerprint, int32_t n_vocab, const KvStore& kv) : file_(path) {
     const KvShape& shape = kv.shape();
     const auto bytes = file_.bytes();
     Header header;
@@ -118,8 +117,9 @@ StateFile::StateFile(const std::string& path, uint64_t fingerprint, int32_t n_vo
         fail(FASA_ERROR_FORMAT, "%s was saved with another model or quantisation", path.c_str());
     }
     if (header.n_dom != expected.n_dom || header.layout != expected.layout) {
-        fail(FASA_ERROR_FORMAT, "%s was saved with another layout of the KV cache (%u dominant dims, here %u): load it with "
-                                "the method, n_tip, dense_layers and calibration that it was saved with",
+        fail(FASA_ERROR_FORMAT,
+             "%s was saved with another layout of the KV cache (%u dominant dims, here %u): load it with "
+             "the method, n_tip, dense_layers and calibration that it was saved with",
              path.c_str(), header.n_dom, expected.n_dom);
     }
     const uint64_t n_expected =

@@ -23,7 +23,8 @@ std::vector<uint16_t> fill_dims(const ChunkLayout& layout, std::span<const uint1
         }
     }
     if (room == 1) {  // only pairs are left: the last single dim gives way to the best of them
-        const auto single = std::find_if(chosen.rbegin(), chosen.rend(), [&](uint16_t c) { return layout.size(c) == 1; });
+        const auto single =
+            std::find_if(chosen.rbegin(), chosen.rend(), [&](uint16_t c) { return layout.size(c) == 1; });
         chosen.erase(std::next(single).base());
         chosen.push_back(passed_over.front());
     }

@@ -40,8 +40,9 @@ class Fasa final : public ScoredSelector {
         for (const uint16_t chunk : fill_dims(shape_.layout, ranking, 2 * config_.n_tip)) {
             for (const int16_t dim : shape_.layout.dims(chunk)) dominant[dim] = 1;
         }
-        const int16_t* order =
-            setup.order.empty() ? nullptr : setup.order.data() + (size_t{1} * layer * shape_.n_head_kv + head_kv) * head_dim;
+        const int16_t* order = setup.order.empty()
+                                   ? nullptr
+                                   : setup.order.data() + (size_t{1} * layer * shape_.n_head_kv + head_kv) * head_dim;
         uint8_t* counts = const_cast<uint8_t*>(counts_of(layer, head));
         for (int32_t d = 0; d < head_dim; ++d) counts[d] = dominant[order ? order[d] : d];
     }
@@ -53,8 +54,9 @@ class Fasa final : public ScoredSelector {
 
 std::unique_ptr<Selector> make_fasa(const SelectorSetup& setup) {
     if (!setup.table) {
-        fail(FASA_ERROR_ARGUMENT, "method fasa needs a calibrated model: this file carries no FASA table "
-                                  "(python tools/calibrate_to_gguf.py MODEL.gguf -o OUT.gguf makes one)");
+        fail(FASA_ERROR_ARGUMENT,
+             "method fasa needs a calibrated model: this file carries no FASA table "
+             "(python tools/calibrate_to_gguf.py MODEL.gguf -o OUT.gguf makes one)");
     }
     return std::make_unique<Fasa>(setup);
 }

@@ -33,7 +33,8 @@ uint64_t ScoredSelector::bytes_read(const Step& step) const {
     return sizeof(uint16_t) * static_cast<uint64_t>(step.kv.n_head_kv) * step.n_pos * dims;
 }
 
-void choose_pages(float* scores, int32_t n_ctx, const SelectConfig& config, const Step& step, Ops& ops, Selection& out) {
+void choose_pages(float* scores, int32_t n_ctx, const SelectConfig& config, const Step& step, Ops& ops,
+                  Selection& out) {
     const int32_t page = config.page, n_page = (step.n_pos + page - 1) / page;
     for (int32_t set = 0; set < out.n_set; ++set) {
         float* row = scores + int64_t{set} * n_ctx;

@@ -27,8 +27,8 @@ class ScoredSelector : public Selector {
     SelectScratch& scratch_;
 };
 
-// Replaces scores [n_set][n_ctx] of positions by the mean over their page, chooses whole pages by it until the budget is
-// full, and writes their positions. The page of the current position is always chosen.
+// Replaces scores [n_set][n_ctx] of positions by the mean over their page, chooses whole pages by it until the budget
+// is full, and writes their positions. The page of the current position is always chosen.
 void choose_pages(float* scores, int32_t n_ctx, const SelectConfig& config, const Step& step, Ops& ops, Selection& out);
 
 }  // namespace fasa

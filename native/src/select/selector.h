@@ -22,15 +22,15 @@ enum class QuestScore { min_max, mean_std };
 // Everything that a method may be told, all values resolved.
 struct SelectConfig {
     std::string method = "full";
-    int32_t n_tip = 0;               // dominant chunks (fasa), or half as many query dims as count (sparq)
-    int32_t n_fac = 256;             // positions attended to, forced ones included
-    float n_fac_fraction = 0;        // > 0: that share of the cached positions instead
+    int32_t n_tip = 0;         // dominant chunks (fasa), or half as many query dims as count (sparq)
+    int32_t n_fac = 256;       // positions attended to, forced ones included
+    float n_fac_fraction = 0;  // > 0: that share of the cached positions instead
     int32_t n_sink = 4, n_recent = 32;
-    int32_t dense_layers = 1;        // leading layers that stay dense
-    int32_t dense_below = 0;         // cached positions up to which a step stays dense, besides n_fac
-    int32_t page = 1;                // positions chosen together
-    bool chunks_per_head = false;    // dominant chunks per query head instead of per KV head
-    bool tokens_per_head = false;    // position lists per query head instead of per KV head
+    int32_t dense_layers = 1;      // leading layers that stay dense
+    int32_t dense_below = 0;       // cached positions up to which a step stays dense, besides n_fac
+    int32_t page = 1;              // positions chosen together
+    bool chunks_per_head = false;  // dominant chunks per query head instead of per KV head
+    bool tokens_per_head = false;  // position lists per query head instead of per KV head
     Criterion criterion = Criterion::mass;
     BudgetSchedule schedule = BudgetSchedule::uniform;
     QuestScore quest_score = QuestScore::min_max;

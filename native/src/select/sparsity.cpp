@@ -20,7 +20,8 @@ void check_select_config(const SelectConfig& c, const ChunkLayout& layout) {
     const int32_t most_chunks = layout.head_dim / 2;
     check(c.n_tip >= 1 && c.n_tip <= most_chunks, "n_tip", c.n_tip, "1 up to half of the head's dims");
     check(c.n_fac >= 1, "n_fac", c.n_fac, "1 or more");
-    check(c.n_fac_fraction >= 0 && c.n_fac_fraction <= 1, "n_fac_fraction", static_cast<double>(c.n_fac_fraction), "0 to 1");
+    check(c.n_fac_fraction >= 0 && c.n_fac_fraction <= 1, "n_fac_fraction", static_cast<double>(c.n_fac_fraction),
+          "0 to 1");
     check(c.n_sink >= 0, "n_sink", c.n_sink, "0 or more");
     check(c.n_recent >= 0, "n_recent", c.n_recent, "0 or more");
     check(c.dense_layers >= 0, "dense_layers", c.dense_layers, "0 or more");
@@ -51,7 +52,8 @@ Sparsity::Sparsity(const SelectorSetup& setup)
 
 int32_t Sparsity::budget(int32_t layer, int32_t n_pos) const {
     int32_t budget = config_.n_fac;
-    if (config_.n_fac_fraction > 0) budget = static_cast<int32_t>(std::ceil(config_.n_fac_fraction * static_cast<float>(n_pos)));
+    if (config_.n_fac_fraction > 0)
+        budget = static_cast<int32_t>(std::ceil(config_.n_fac_fraction * static_cast<float>(n_pos)));
     if (config_.schedule == BudgetSchedule::uniform) return std::min(budget, n_pos);
     const int32_t forced = std::min(budget, config_.n_sink + config_.n_recent), mean = budget - forced;
     const int32_t least = mean / pyramid_ratio, most = 2 * mean - least;

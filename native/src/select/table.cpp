@@ -36,15 +36,15 @@ void check_order(const std::vector<uint16_t>& order, int64_t n_set, int32_t n_ch
                  const std::string& source) {
     if (order.empty()) return;
     if (order.size() != static_cast<size_t>(n_set * n_chunk)) {
-        fail(FASA_ERROR_FORMAT, "%s: the FASA table's %s has %zu entries, expected %lld", source.c_str(), name, order.size(),
-             static_cast<long long>(n_set * n_chunk));
+        fail(FASA_ERROR_FORMAT, "%s: the FASA table's %s has %zu entries, expected %lld", source.c_str(), name,
+             order.size(), static_cast<long long>(n_set * n_chunk));
     }
     std::vector<int64_t> seen_in(static_cast<size_t>(n_chunk), -1);
     for (size_t i = 0; i < order.size(); ++i) {
         const int64_t set = static_cast<int64_t>(i) / n_chunk;
         if (order[i] >= n_chunk || seen_in[order[i]] == set) {
-            fail(FASA_ERROR_FORMAT, "%s: the FASA table's %s is no permutation of %d chunks at entry %zu", source.c_str(),
-                 name, n_chunk, i);
+            fail(FASA_ERROR_FORMAT, "%s: the FASA table's %s is no permutation of %d chunks at entry %zu",
+                 source.c_str(), name, n_chunk, i);
         }
         seen_in[order[i]] = set;
     }
@@ -60,16 +60,15 @@ std::vector<uint16_t> by_score(const std::vector<float>& score) {
 std::vector<uint16_t> slice(const std::vector<uint16_t>& order, int64_t set, int32_t n_chunk) {
     if (order.empty()) {
         fail(FASA_ERROR_ARGUMENT,
-             "the FASA table holds no sets chosen by mass at this granularity: calibrate with criterion mass, or use ca");
+             "the FASA table holds no sets chosen by mass at this granularity: calibrate with criterion mass, or use "
+             "ca");
     }
     return {order.begin() + set * n_chunk, order.begin() + (set + 1) * n_chunk};
 }
 
 }  // namespace
 
-const char* layout_name(RopeLayout layout) {
-    return layout == RopeLayout::interleaved ? "interleaved" : "half_split";
-}
+const char* layout_name(RopeLayout layout) { return layout == RopeLayout::interleaved ? "interleaved" : "half_split"; }
 
 std::vector<uint16_t> Table::ranking(int32_t layer, int32_t head_kv, Criterion by) const {
     if (by == Criterion::mass) return slice(order, int64_t{layer} * n_head_kv + head_kv, n_chunk);
@@ -108,8 +107,9 @@ std::optional<Table> read_table(const gguf::File& file, const TableShape& shape)
     const auto version = file.find_u32("fasa.version");
     if (!version) return std::nullopt;
     if (*version != table_version) {
-        fail(FASA_ERROR_UNSUPPORTED, "%s: its FASA table has version %u, this library reads version %u: calibrate again",
-             file.path().c_str(), *version, table_version);
+        fail(FASA_ERROR_UNSUPPORTED,
+             "%s: its FASA table has version %u, this library reads version %u: calibrate again", file.path().c_str(),
+             *version, table_version);
     }
     check_count(file, "fasa.n_chunk", file.u32("fasa.n_chunk"), shape.layout.n_chunk());
     const auto layout = file.string("fasa.chunk_layout");
@@ -119,16 +119,21 @@ std::optional<Table> read_table(const gguf::File& file, const TableShape& shape)
     }
     const auto criterion = file.string("fasa.criterion");
     if (criterion != "ca" && criterion != "mass") {
-        fail(FASA_ERROR_FORMAT, "%s: metadata key \"fasa.criterion\" is neither \"ca\" nor \"mass\"", file.path().c_str());
+        fail(FASA_ERROR_FORMAT, "%s: metadata key \"fasa.criterion\" is neither \"ca\" nor \"mass\"",
+             file.path().c_str());
     }
-    Table table{shape.n_layer, shape.n_head, shape.n_head_kv, shape.layout.n_chunk(),
+    Table table{shape.n_layer,
+                shape.n_head,
+                shape.n_head_kv,
+                shape.layout.n_chunk(),
                 criterion == "mass" ? Criterion::mass : Criterion::ca,
                 read_array<float>(file, "fasa.ca_scores", FASA_META_F32),
                 read_array<uint16_t>(file, "fasa.chunk_order", FASA_META_U16),
                 read_array<uint16_t>(file, "fasa.chunk_order_head", FASA_META_U16)};
     check_table(table, file.path());
     if (table.criterion == Criterion::mass && table.order.empty()) {
-        fail(FASA_ERROR_FORMAT, "%s: \"fasa.criterion\" is mass, but \"fasa.chunk_order\" is missing", file.path().c_str());
+        fail(FASA_ERROR_FORMAT, "%s: \"fasa.criterion\" is mass, but \"fasa.chunk_order\" is missing",
+             file.path().c_str());
     }
     return table;
 }

@@ -144,9 +144,7 @@ inline vf scale_by_power(vf x, vf n) {
 // out[0..3] = the sums of a, b, c and d.
 inline void reduce_add4(vf a, vf b, vf c, vf d, float* out) {
 #if defined(__AVX512F__)
-    const auto halves = [](vf v) {
-        return _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1));
-    };
+    const auto halves = [](vf v) { return _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1)); };
     const __m256 ab = _mm256_hadd_ps(halves(a), halves(b)), cd = _mm256_hadd_ps(halves(c), halves(d));
 #else
     const __m256 ab = _mm256_hadd_ps(a, b), cd = _mm256_hadd_ps(c, d);

@@ -1,6 +1,6 @@
 // The filter in front of the top-k: almost every vector of scores is dismissed by one comparison.
-#include "backend/cpu/isa/simd.h"
 #include "backend/cpu/topk.h"
+#include "backend/cpu/isa/simd.h"
 
 namespace fasa::cpu::FASA_ISA {
 namespace {
