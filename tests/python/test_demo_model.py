@@ -1,4 +1,4 @@
-"""The task generator of tools/demo_model: the same documents for ever, and answers that follow from the text."""
+"""The task generator that training and evaluation share: the same documents for ever, and answers that follow from the text."""
 
 import json
 import sys
@@ -9,6 +9,11 @@ from random import Random
 import numpy as np
 import pytest
 
+from fasa_py.eval import tasks
+from fasa_py.eval.tasks.document import Encode
+from fasa_py.eval.tasks.keys import is_eval_key
+from fasa_py.eval.tasks.words import ADJECTIVES, NAMES, NOUNS, PLACES
+
 ROOT = Path(__file__).parents[2]
 SHARED = ROOT.parent / "shared" / "models"
 TOOLS = ROOT / "tools" / "demo_model"
@@ -17,10 +22,8 @@ if not TOOLS.is_dir():
     pytest.skip("the recipe comes with the source repository only", allow_module_level=True)
 sys.path.insert(0, str(TOOLS))
 
-import tasks  # noqa: E402
 from make_eval import FIRST_SEED, LENGTHS, cases  # noqa: E402
-from tasks.keys import is_eval_key  # noqa: E402
-from tasks.words import ADJECTIVES, NAMES, NOUNS, PLACES  # noqa: E402
+from mix import train_row  # noqa: E402
 
 sys.path.remove(str(TOOLS))
 
@@ -131,7 +134,7 @@ def test_training_and_evaluation_keys_are_disjoint(haystack: tasks.Haystack) -> 
 def test_training_rows_weigh_answers(haystack: tasks.Haystack) -> None:
     corpus = np.arange(20000).astype(np.uint16)
     rng = Random(1)
-    rows = [tasks.train_row(rng, haystack, estimate, corpus, 1024) for _ in range(40)]
+    rows = [train_row(rng, haystack, estimate, corpus, 1024) for _ in range(40)]
     assert all(tokens.shape == (1025,) and weights.shape == (1024,) for tokens, weights in rows)
     heaviest = [float(weights.max()) for _, weights in rows]
     assert min(heaviest) == 1.0, "some rows are plain text"
@@ -145,7 +148,7 @@ def fixed_cases() -> list[dict[str, str]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def encoder() -> tasks.document.Encode:
+def encoder() -> Encode:
     tokenizers = pytest.importorskip("tokenizers")
     tokenizer = tokenizers.Tokenizer.from_file(str(SHARED / "tokenizer.json"))
     return lambda text: tokenizer.encode(text, add_special_tokens=False).ids

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from tasks.vocabulary import VOCAB_SIZE
+from fasa_py.eval.tasks.vocabulary import VOCAB_SIZE
 
 CONTEXT = 16384  # tokens
 HEAD_DIM = 128

@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from config import Schedule
+from fasa_py.eval.tasks import Haystack
+from fasa_py.eval.tasks.document import Encode
+from fasa_py.eval.tasks.vocabulary import BOS_ID
+from mix import train_row
 from pack import unpack
-from tasks import Haystack, train_row
-from tasks.document import Encode
-from tasks.vocabulary import BOS_ID
 
 _CHUNK_CHARS = 200_000  # encoded at once
 

@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 
 from config import Schedule
 from data import load_encoder
+from fasa_py.eval.tasks import FAMILIES, Haystack, eval_example
+from fasa_py.eval.tasks.vocabulary import BOS_ID
 from model import Llama
 from pack import unpack
-from tasks import FAMILIES, Haystack, eval_example
-from tasks.vocabulary import BOS_ID
 
 _TAIL = 1024  # last tokens of a row whose loss is reported on its own
 

@@ -15,7 +15,7 @@ from gguf import GGMLQuantizationType, LlamaFileType
 from numpy.typing import NDArray
 
 from config import CONTEXT, HEAD_DIM, RMS_EPS, ROPE_BASE
-from tasks.vocabulary import BOS_ID, END_ID, PAD_ID, VOCAB_SIZE
+from fasa_py.eval.tasks.vocabulary import BOS_ID, END_ID, PAD_ID, VOCAB_SIZE
 
 CHAT_TEMPLATE = (
     "{%- set ns = namespace(system='') -%}"

@@ -9,7 +9,7 @@ in the phrasings that the model was trained on; their keys belong to the evaluat
 import argparse
 from pathlib import Path
 
-from tasks.haystack import SENTENCE_END
+from fasa_py.eval.tasks.haystack import SENTENCE_END
 
 N_CHAPTERS = 2
 

@@ -13,9 +13,9 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from tasks import Haystack, eval_example
-from tasks.document import Encode
-from tasks.vocabulary import ASSISTANT, END, USER
+from fasa_py.eval.tasks import Haystack, eval_example
+from fasa_py.eval.tasks.document import Encode
+from fasa_py.eval.tasks.vocabulary import ASSISTANT, END, USER
 
 FIRST_SEED = 9000
 ALL_LENGTHS = [2048, 4096, 8192, 16384]

@@ -11,8 +11,9 @@ from random import Random
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from tasks import Haystack, train_document
-from tasks.vocabulary import END, END_ID, SPECIALS, VOCAB_SIZE
+from fasa_py.eval.tasks import Haystack
+from fasa_py.eval.tasks.vocabulary import END, END_ID, SPECIALS, VOCAB_SIZE
+from mix import train_document
 
 QWEN2_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"

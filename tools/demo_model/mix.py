@@ -1,14 +1,14 @@
-"""What training and evaluation draw: documents of the mix, rows of tokens, fixed evaluation examples."""
+"""What training draws: documents of the mix, and rows of tokens."""
 
 from random import Random
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .document import Document, Encode, encode_chat, make_document
-from .families import FAMILIES, TRAINING_WEIGHTS
-from .haystack import Haystack
-from .vocabulary import BOS_ID
+from fasa_py.eval.tasks import FAMILIES, Document, Haystack, make_document
+from fasa_py.eval.tasks.document import Encode, encode_chat
+from fasa_py.eval.tasks.families import TRAINING_WEIGHTS
+from fasa_py.eval.tasks.vocabulary import BOS_ID
 
 _CONTINUE = "continue"
 _LONG_ANSWERS = ("items", "runsum")  # not joined to more than one other family
@@ -56,16 +56,6 @@ def train_document(rng: Random, haystack: Haystack, encode: Encode, limit: int) 
         if document:
             return document
     return None
-
-
-def eval_example(family: str, limit: int, seed: int, haystack: Haystack, encode: Encode) -> Document:
-    """One question of the ``eval`` split in a document of about ``limit`` tokens, a function of its arguments."""
-    rng = Random(f"{family}/{limit}/{seed}")
-    while True:
-        fill = rng.uniform(0.93, 0.985)
-        document = make_document(rng, haystack, encode, limit, "eval", [family], n_questions=1, fill=fill)
-        if document:
-            return document
 
 
 def _answer_weight(n_tokens: int, n_answer: int) -> float:

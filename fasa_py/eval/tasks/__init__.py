@@ -9,8 +9,8 @@ Everything is a function of the random generator passed in: the same arguments g
 """
 
 from .document import Document, make_document
+from .example import eval_example
 from .families import FAMILIES
 from .haystack import Haystack
-from .mix import eval_example, train_document, train_row
 
-__all__ = ["FAMILIES", "Document", "Haystack", "eval_example", "make_document", "train_document", "train_row"]
+__all__ = ["FAMILIES", "Document", "Haystack", "eval_example", "make_document"]
