@@ -17,9 +17,10 @@ from .errors import (
     OutOfMemoryError,
     UnsupportedError,
 )
-from .generation import Completion, Timings, TokenLogprob, Usage
+from .generation import Completion, Sparsity, Timings, TokenLogprob, Usage
 from .gguf import GGUF
 from .llama import Llama, TextStream
+from .method import Method
 from .tokenizer import Tokenizer
 
 try:
@@ -39,7 +40,9 @@ __all__ = [
     "FasaError",
     "FormatError",
     "Llama",
+    "Method",
     "OutOfMemoryError",
+    "Sparsity",
     "TextStream",
     "Timings",
     "TokenLogprob",

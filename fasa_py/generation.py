@@ -9,7 +9,7 @@ from typing import Any, TypedDict
 
 from ._native import ffi
 from .errors import CancelledError
-from .model import Context, Progress, Sampler
+from .model import Context, Progress, Sampler, Stats
 from .sampling import SamplingParams, log_softmax, top_tokens
 from .slots import Slots
 from .stop import StopFilter, StopMatcher
@@ -64,6 +64,56 @@ class Timings:
 
 
 @dataclass(frozen=True)
+class Sparsity:
+    """What attention read of the KV cache to draw the tokens of a run: sums over its decode steps.
+
+    ``layers_sparse`` is 0 when the method did not engage: full attention, or a context too short for it.
+    """
+
+    n_steps: int  # decode steps; the first token drawn needs none
+    layers_sparse: int  # layer passes that attended to selected tokens
+    layers_dense: int  # layer passes that attended to all
+    tokens_selected: int  # in sparse layer passes, of every list: one a KV head, or one a query head
+    key_bytes: int  # read of the KV cache, by selection and attention
+    value_bytes: int
+
+    @property
+    def layers_sparse_per_step(self) -> float:
+        return self.layers_sparse / max(1, self.n_steps)
+
+    @property
+    def layers_dense_per_step(self) -> float:
+        return self.layers_dense / max(1, self.n_steps)
+
+    @property
+    def tokens_selected_per_layer(self) -> float:
+        """A sparse layer pass, over all of its lists."""
+        return self.tokens_selected / max(1, self.layers_sparse)
+
+    @property
+    def key_bytes_per_step(self) -> float:
+        return self.key_bytes / max(1, self.n_steps)
+
+    @property
+    def value_bytes_per_step(self) -> float:
+        return self.value_bytes / max(1, self.n_steps)
+
+    @property
+    def kv_bytes_per_step(self) -> float:
+        return self.key_bytes_per_step + self.value_bytes_per_step
+
+    @classmethod
+    def between(cls, before: Stats, after: Stats) -> Sparsity:
+        """Of what was done in between."""
+
+        def grown(name: str) -> int:
+            difference: int = getattr(after, name) - getattr(before, name)
+            return difference
+
+        return cls(grown("n_decode"), *map(grown, list(cls.__dataclass_fields__)[1:]))
+
+
+@dataclass(frozen=True)
 class Completion:
     """The result of a run; ``str()`` of it is its text.
 
@@ -78,6 +128,7 @@ class Completion:
     finish_reason: str
     usage: Usage
     timings: Timings
+    sparsity: Sparsity
     seed: int
     prompt_tokens: list[int] = field(repr=False)
     logprobs: list[TokenLogprob] | None = field(default=None, repr=False)
@@ -151,6 +202,7 @@ class Generation:
         self._n_decoded = 0
         self._prefill_s = 0.0
         self._decode_s = 0.0
+        self._sparsity = Sparsity(0, 0, 0, 0, 0, 0)
         self._finish_reason = "cancelled"
         self.ended = False
 
@@ -210,11 +262,13 @@ class Generation:
         n_max = room if request.max_tokens is None else min(request.max_tokens, room)
         previous = ffi.new("int32_t[]", n_prompt + n_max)
         previous[0:n_prompt] = request.prompt
+        before = self._context.stats()
         while len(self._tokens) < n_max:
             started = time.perf_counter()
             if self._tokens:
                 self._context.decode(seq, self._tokens[-1:])
                 self._n_decoded += 1
+                self._sparsity = Sparsity.between(before, self._context.stats())
             token = self._context.sample(self._sampler, previous, n_prompt + len(self._tokens))
             self._decode_s += time.perf_counter() - started
             if token in self._vocabulary.eog_ids:
@@ -269,6 +323,7 @@ class Generation:
                 decode_s=self._decode_s,
                 reused_tokens=self._n_reused,
             ),
+            sparsity=self._sparsity,
             seed=self._request.sampling.seed,
             prompt_tokens=self._request.prompt,
             logprobs=self._logprobs if self._request.logprobs is not None else None,

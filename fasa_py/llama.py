@@ -21,12 +21,14 @@ from .errors import ContextFullError
 from .gate import Gate
 from .generation import ChatOptions, Completion, GenerateOptions, Generation, Piece, Request
 from .gguf import GGUF
-from .model import Context, Model, ModelInfo, Plan, Progress
+from .method import Method, kv_placement
+from .model import Context, ContextSettings, Model, ModelInfo, Plan, Progress
 from .openai import OpenAIStyle
 from .progress import progress_bar
 from .sampling import SamplingParams, whole_number
 from .slots import Slots
 from .stop import StopMatcher
+from .table import load_table
 from .tokenizer import Tokenizer
 from .vocabulary import Vocabulary
 
@@ -100,6 +102,19 @@ class Llama(OpenAIStyle):
         Say on stderr what was loaded, where, and with how large a context.
     chat_template
         The name of one of the file's templates, or the source of another; None: the file's own.
+    method
+        How decode steps attend: ``auto``, ``full``, ``fasa`` or a baseline, see :class:`fasa_py.Method`; or a Method.
+    n_tip, n_fac, n_sink, n_recent, dense_layers, granularity, criterion
+        Settings of the method; None: as :class:`fasa_py.Method` has them. ``granularity`` (``kv_head`` or ``head``)
+        is that of dominant chunks and tokens alike. Settings that are not here go into a Method.
+    paper
+        Start from the settings of the paper instead, :meth:`fasa_py.Method.paper`.
+    kv
+        Where the KV cache lies: all of it on the device, or (``split``) only the dominant keys there and the rest in
+        host memory. On the CPU both are host memory.
+    table
+        A calibration table instead of the file's own: the path of a calibrated GGUF file of the same model, or an
+        object with ``ca``, ``order``, ``order_head`` and ``criterion`` as :class:`fasa_py.table.Table` takes them.
     options
         Further options of llama-cpp-python's constructor, with the values that change nothing here.
 
@@ -109,6 +124,8 @@ class Llama(OpenAIStyle):
         The file cannot be read, is damaged, or needs something this build does not implement.
     OutOfMemoryError
         Weights and context do not fit; the text has the numbers.
+    ValueError
+        A setting is out of its range, or the method needs a table and neither file nor ``table`` has one.
     """
 
     def __init__(
@@ -124,6 +141,17 @@ class Llama(OpenAIStyle):
         seed: int | None = None,
         verbose: bool = False,
         chat_template: str | None = None,
+        method: str | Method = "auto",
+        n_tip: int | None = None,
+        n_fac: int | float | None = None,
+        n_sink: int | None = None,
+        n_recent: int | None = None,
+        dense_layers: int | None = None,
+        granularity: str | None = None,
+        criterion: str | None = None,
+        paper: bool = False,
+        kv: str = "auto",
+        table: Any = None,
         **options: Any,
     ) -> None:
         self._gate = Gate()
@@ -138,6 +166,11 @@ class Llama(OpenAIStyle):
         n_batch = whole_number("n_batch", n_batch, 1, 2**20)
         n_seq = whole_number("n_seq", n_seq, 1, 4096)
         n_threads = n_threads if n_threads is None else whole_number("n_threads", n_threads, 1, 4096)
+        asked = Method.of(
+            method, paper, granularity, n_tip=n_tip, n_fac=n_fac, n_sink=n_sink, n_recent=n_recent,
+            dense_layers=dense_layers, criterion=criterion,
+        )  # fmt: skip
+        kv_placement(kv)
 
         self.path = default_model() if path is None and model_path is None else Path(path or model_path or "")
         self._gguf = GGUF(self.path)
@@ -153,7 +186,9 @@ class Llama(OpenAIStyle):
         self._vocabulary = Vocabulary(self._gguf, self.info.n_vocab)
         self._chat_template_choice = chat_template
         self._chat_template: ChatTemplate | None = None
-        self._context = Context(self._model, n_ctx, n_batch, n_seq)
+        given = None if table is None else load_table(self._model, table)
+        self._context = Context(self._model, ContextSettings(n_ctx, n_batch, n_seq, asked, given, kv))
+        self._method = self._context.method
         self._slots = Slots(self._context)
         self._closed = False
         if n_ctx == 0 and self.n_ctx < self.info.n_ctx_train:
@@ -203,7 +238,9 @@ class Llama(OpenAIStyle):
             f"{self.path.name}: {info.arch}, {info.n_params / 1e6:.1f} M parameters, "
             f"{info.n_bytes / 2**20:.0f} MiB on {info.device}\n"
             f"context: {self.n_ctx} tokens (trained: {info.n_ctx_train}, fitting now: {plan.n_ctx_max}), "
-            f"KV cache {plan.kv_bytes / 2**20:.0f} MiB, scratch {plan.scratch_bytes / 2**20:.0f} MiB",
+            f"KV cache {plan.kv_bytes / 2**20:.0f} MiB (dominant keys {plan.kv_dom_bytes / 2**20:.0f} MiB), "
+            f"scratch {plan.scratch_bytes / 2**20:.0f} MiB\n"
+            f"attention: {self.method}",
             file=sys.stderr,
         )
 
@@ -223,6 +260,29 @@ class Llama(OpenAIStyle):
     def plan(self) -> Plan:
         """Bytes that weights, KV cache and scratch take."""
         return self._context.plan
+
+    @property
+    def method(self) -> Method:
+        """How decode steps attend: ``auto`` and all settings resolved."""
+        return self._method
+
+    def set_method(self, method: str | Method = "auto", *, paper: bool = False, **settings: Any) -> Method:
+        """Attend another way from now on. Returns the method, resolved.
+
+        What is cached stays, except under a method that has to see the queries of a prompt: that one starts afresh.
+
+        :param method: a name, or a :class:`Method` (``llm.method`` for the one in use)
+        :param settings: ``granularity``, and any field of Method by its name
+        :raises ValueError: a setting out of its range, or a method that needs a table without one
+        :raises UnsupportedError: dominant chunks per query head in a cache that was split between device and host
+        """
+        asked = Method.of(method, paper, **settings)
+        with self._turn():
+            self._context.set_method(asked)
+            self._method = self._context.method
+            if self._method.observes:
+                self._slots.reset()
+            return self._method
 
     @property
     def metadata(self) -> Mapping[str, Any]:

@@ -10,9 +10,9 @@ import logging
 import os
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +20,11 @@ import numpy.typing as npt
 from ._native import check, ffi, lib, text
 from .errors import CancelledError, UnsupportedError
 from .gguf import GGUF
+from .method import Method, kv_placement
 from .sampling import SamplingParams
+
+if TYPE_CHECKING:
+    from .table import Table
 
 Progress = Callable[[float], None]
 Tokens = Sequence[int] | npt.NDArray[np.int32]
@@ -73,9 +77,26 @@ class Plan:
     n_ctx_max: int
     weights_bytes: int
     kv_bytes: int
+    kv_dom_bytes: int  # the part of kv_bytes that dominant keys take: on the device, wherever the rest lies
     scratch_bytes: int
     available_bytes: int
     fits: bool
+
+
+@dataclass(frozen=True)
+class Stats:
+    """What a context has done since it was made. Layer passes, positions and bytes are those of decode steps."""
+
+    n_prefill: int  # tokens processed in calls of several
+    n_decode: int  # tokens processed in calls of one
+    prefill_s: float
+    decode_s: float
+    decode_bytes: int  # weights and KV cache
+    layers_dense: int
+    layers_sparse: int
+    tokens_selected: int  # positions, summed over lists and sparse layers
+    key_bytes: int  # of the KV cache, read
+    value_bytes: int
 
 
 @dataclass(frozen=True)
@@ -196,10 +217,15 @@ class Model:
         lib.fasa_model_info_get(struct, self._handle)
         self.info: ModelInfo = _fields(ModelInfo, struct)
 
-    def plan(self, n_ctx: int = 0, n_batch: int = 0, n_seq: int = 0) -> Plan:
-        """What a context of these sizes (0: the default) would take."""
+    @property
+    def has_table(self) -> bool:
+        """Whether the file carries a calibration table."""
+        return bool(lib.fasa_model_has_table(self._handle))
+
+    def plan(self, settings: ContextSettings | None = None) -> Plan:
+        """What a context with these settings would take."""
         out = ffi.new("fasa_plan *")
-        check(lib.fasa_plan_get(out, self._handle, _context_params(n_ctx, n_batch, n_seq)))
+        check(lib.fasa_plan_get(out, self._handle, (settings or ContextSettings()).params()))
         return _fields(Plan, out)
 
     def close(self) -> None:
@@ -207,22 +233,40 @@ class Model:
         self._handle = None
 
 
-def _context_params(n_ctx: int, n_batch: int, n_seq: int) -> Any:
-    params = ffi.new("fasa_context_params *")
-    lib.fasa_context_params_default(params)
-    params.n_ctx, params.n_batch, params.n_seq = n_ctx, n_batch, n_seq
-    return params
+@dataclass(frozen=True)
+class ContextSettings:
+    """What a context is made with. A size of 0 is the default."""
+
+    n_ctx: int = 0
+    n_batch: int = 0
+    n_seq: int = 0
+    method: Method = field(default_factory=Method)
+    table: Table | None = None  # None: the file's own
+    kv: str = "auto"  # or "device", "split": dominant keys on the device, the rest in host memory
+
+    def params(self) -> Any:
+        """``fasa_context_params *``; valid as long as the table is."""
+        params = ffi.new("fasa_context_params *")
+        lib.fasa_context_params_default(params)
+        params.n_ctx, params.n_batch, params.n_seq = self.n_ctx, self.n_batch, self.n_seq
+        self.method.write_to(ffi.addressof(params, "method"))
+        params.table = ffi.NULL if self.table is None else self.table._handle
+        params.kv = kv_placement(self.kv)
+        return params
 
 
 class Context:
     """KV cache and scratch of n_seq sequences of up to n_ctx tokens each.
 
     :raises OutOfMemoryError: what was asked does not fit; the text has the numbers
+    :raises ValueError: the method needs a table that there is not, or a setting does not fit the model
+    :raises UnsupportedError: kv="split" with a method that has no dominant keys
     """
 
-    def __init__(self, model: Model, n_ctx: int = 0, n_batch: int = 0, n_seq: int = 0) -> None:
+    def __init__(self, model: Model, settings: ContextSettings | None = None) -> None:
+        settings = settings or ContextSettings()
         out = ffi.new("fasa_context **")
-        check(lib.fasa_context_create(out, model._handle, _context_params(n_ctx, n_batch, n_seq)))
+        check(lib.fasa_context_create(out, model._handle, settings.params()))
         self._handle: Any = ffi.gc(out[0], lib.fasa_context_free)
         self._interrupt = _Interrupt()
         self._abort = ffi.callback("fasa_abort_fn", self._interrupt.poll, error=True, onerror=self._interrupt.stash)
@@ -231,13 +275,34 @@ class Context:
         lib.fasa_context_plan(plan, self._handle)
         self.plan: Plan = _fields(Plan, plan)
         self.n_ctx = self.plan.n_ctx
-        self.n_seq = max(1, n_seq)
+        self.n_seq = max(1, settings.n_seq)
         self.n_vocab = model.info.n_vocab
         self._one = ffi.new("int32_t[1]")
 
     def close(self) -> None:
         """Let go of the memory; it is freed when no call uses it any more. Later calls raise TypeError."""
         self._handle = None
+
+    # -- method and counters ---------------------------------------------------------------------------------------
+
+    @property
+    def method(self) -> Method:
+        """The one in use, every setting resolved."""
+        out = ffi.new("fasa_method_params *")
+        lib.fasa_method_get(out, self._handle)
+        return Method.read_from(out)
+
+    def set_method(self, method: Method) -> None:
+        """Decode steps from now on attend this way. The sequences stay, and so does the layout of the cache."""
+        params = ffi.new("fasa_method_params *")
+        method.write_to(params)
+        check(lib.fasa_method_set(self._handle, params))
+
+    def stats(self) -> Stats:
+        """What this context has done."""
+        out = ffi.new("fasa_stats *")
+        lib.fasa_stats_get(out, self._handle)
+        return _fields(Stats, out)
 
     # -- running ---------------------------------------------------------------------------------------------------
 

@@ -35,13 +35,13 @@ class SamplingParams:
     def __post_init__(self) -> None:
         whole_number("seed", self.seed, 0, 2**64 - 1)
         whole_number("top_k", self.top_k, 0, 2**31 - 1)
-        _number("temperature", self.temperature, 0.0, _F32_MAX)
-        _number("min_p", self.min_p, 0.0, 1.0)
-        _number("presence_penalty", self.presence_penalty, -_F32_MAX, _F32_MAX)
-        _number("frequency_penalty", self.frequency_penalty, -_F32_MAX, _F32_MAX)
-        if _number("top_p", self.top_p, 0.0, 1.0) == 0:
+        real_number("temperature", self.temperature, 0.0, _F32_MAX)
+        real_number("min_p", self.min_p, 0.0, 1.0)
+        real_number("presence_penalty", self.presence_penalty, -_F32_MAX, _F32_MAX)
+        real_number("frequency_penalty", self.frequency_penalty, -_F32_MAX, _F32_MAX)
+        if real_number("top_p", self.top_p, 0.0, 1.0) == 0:
             raise ValueError("top_p must be above 0 (1 turns it off; temperature=0 gives the most likely token)")
-        if _number("repeat_penalty", self.repeat_penalty, 0.0, _F32_MAX) == 0:
+        if real_number("repeat_penalty", self.repeat_penalty, 0.0, _F32_MAX) == 0:
             raise ValueError("repeat_penalty must be above 0 (1 turns it off)")
 
     def check_bias(self, n_vocab: int) -> None:
@@ -65,7 +65,7 @@ def whole_number(name: str, value: object, low: int, high: int) -> int:
     return number
 
 
-def _number(name: str, value: object, low: float, high: float) -> float:
+def real_number(name: str, value: object, low: float, high: float) -> float:
     """A number in [low, high]; bool is not one."""
     if isinstance(value, bool) or not isinstance(value, (int, float, np.floating, np.integer)):
         raise ValueError(f"{name} must be a number, not {value!r}")

@@ -8,6 +8,7 @@ import threading
 import time
 import warnings
 import weakref
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from tiny_models import TinyModel, byte_vocabulary, write
 
 import fasa_py
 from fasa_py import Completion, ContextFullError, FasaError, Llama, UnsupportedError
-from fasa_py.model import Context, Model, build_info
+from fasa_py.model import Context, ContextSettings, Model, build_info
 
 EURO = list("€".encode())  # three tokens of the tiny model
 
@@ -401,8 +402,8 @@ def test_sizes_and_reports(tiny_path: Path, capsys: pytest.CaptureFixture[str]) 
 
 def test_a_context_cut_to_what_fits_is_said(tiny_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class LittleMemory(Context):
-        def __init__(self, model: Model, n_ctx: int, n_batch: int, n_seq: int) -> None:
-            super().__init__(model, n_ctx or 100, n_batch, n_seq)
+        def __init__(self, model: Model, settings: ContextSettings) -> None:
+            super().__init__(model, replace(settings, n_ctx=settings.n_ctx or 100))
 
     monkeypatch.setattr("fasa_py.llama.Context", LittleMemory)
     with pytest.warns(UserWarning, match=r"n_ctx = 100.*256"):
