@@ -115,7 +115,13 @@ void Context::make_sparsity() {
 }
 
 void Context::set_method(const fasa_method_params& params) {
-    const SelectConfig before = std::exchange(config_.select, resolve_method(*model_, params, config_.table.get()));
+    const SelectConfig asked = resolve_method(*model_, params, config_.table.get());
+    if (config_.host_rest && asked.method == "fasa" && asked.chunks_per_head) {
+        fail(FASA_ERROR_UNSUPPORTED,
+             "dominant sets per query head need whole keys on the device, but this cache is split between device and "
+             "host");
+    }
+    const SelectConfig before = std::exchange(config_.select, asked);
     const SparsityCounts counts = sparsity_->counts;
     try {
         make_sparsity();

@@ -11,6 +11,7 @@ class Fasa final : public ScoredSelector {
     explicit Fasa(const SelectorSetup& setup) : ScoredSelector(setup) {
         const SelectShape& s = setup.shape;
         counts_.resize(size_t{1} * s.n_layer * s.n_head * s.layout.head_dim);
+        dominant_first_.assign(static_cast<size_t>(s.n_layer), true);
         for (int32_t layer = 0; layer < s.n_layer; ++layer) {
             for (int32_t head = 0; head < s.n_head; ++head) mark_dominant(setup, layer, head);
         }
@@ -22,9 +23,8 @@ class Fasa final : public ScoredSelector {
         for (int32_t d = 0; d < step.kv.head_dim; ++d) q[d] = counts[d] ? q[d] : 0.0f;
     }
 
-    // The split store was laid out with the same table by the same KV head sets.
     bool reads_dominant_only(const Step& step) const override {
-        return !config_.chunks_per_head && step.kv.n_dom == 2 * config_.n_tip;
+        return step.kv.n_dom == 2 * config_.n_tip && dominant_first_[step.layer];
     }
 
    private:
@@ -44,10 +44,14 @@ class Fasa final : public ScoredSelector {
                                    ? nullptr
                                    : setup.order.data() + (size_t{1} * layer * shape_.n_head_kv + head_kv) * head_dim;
         uint8_t* counts = const_cast<uint8_t*>(counts_of(layer, head));
-        for (int32_t d = 0; d < head_dim; ++d) counts[d] = dominant[order ? order[d] : d];
+        for (int32_t d = 0; d < head_dim; ++d) {
+            counts[d] = dominant[order ? order[d] : d];
+            if (counts[d] != (d < 2 * config_.n_tip)) dominant_first_[layer] = false;
+        }
     }
 
-    std::vector<uint8_t> counts_;  // [n_layer][n_head][head_dim], in the order of the cache
+    std::vector<uint8_t> counts_;       // [n_layer][n_head][head_dim], in the order of the cache
+    std::vector<bool> dominant_first_;  // [n_layer]: the cache was laid out by these sets
 };
 
 }  // namespace
