@@ -12,7 +12,14 @@ from contextlib import suppress
 
 from ..errors import ContextFullError
 from ..llama import Llama
-from .common import add_model_arguments, add_sampling_arguments, load_model, write_answer
+from .common import (
+    add_method_arguments,
+    add_model_arguments,
+    add_sampling_arguments,
+    load_model,
+    method_options,
+    write_answer,
+)
 
 _HELP = "/reset forgets the conversation, /exit leaves; Ctrl-C stops an answer, twice leaves"
 
@@ -20,6 +27,7 @@ _HELP = "/reset forgets the conversation, /exit leaves; Ctrl-C stops an answer, 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--system", metavar="TEXT", help="a system message to start with")
     add_model_arguments(parser)
+    add_method_arguments(parser)
     add_sampling_arguments(parser)
 
 
@@ -72,10 +80,10 @@ def run(args: argparse.Namespace) -> int:
     if args.max_tokens is None:
         args.max_tokens = -1  # the model ends its answers
     interrupted = False
-    with load_model(args) as llm:
+    with load_model(args, **method_options(args)) as llm:
         conversation = _Conversation(llm, args)
         if sys.stdin.isatty():
-            print(_HELP, file=sys.stderr)
+            print(f"attention: {llm.method}\n{_HELP}", file=sys.stderr)
         for line in _lines():
             if line is None:
                 if interrupted:

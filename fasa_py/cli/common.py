@@ -13,8 +13,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ..generation import Completion
+from ..generation import Completion, Sparsity
 from ..llama import Llama
+from ..method import supported_methods
 from ..progress import progress_bar
 
 
@@ -33,6 +34,37 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_model_file_argument(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
     parser.add_argument("-m", "--model", metavar="FILE", help="GGUF file (default: the embedded demo model)")
+
+
+def _budget(value: str) -> int | float:
+    """A count of tokens, or with a decimal point a share of them."""
+    try:
+        return int(value)
+    except ValueError:
+        return float(value)
+
+
+def add_method_arguments(parser: argparse.ArgumentParser) -> None:
+    """How decode steps attend. The defaults are those of fasa_py.Method."""
+    group = parser.add_argument_group("attention")
+    group.add_argument("--method", metavar="NAME", help=f"auto, {', '.join(supported_methods())} (default: auto)")
+    group.add_argument("--n-tip", type=int, metavar="N", help="dominant chunks of a head (default: a quarter of them)")
+    group.add_argument("--n-fac", type=_budget, metavar="N", help="tokens attended to; 0.1: that share of the cached")
+    group.add_argument("--n-sink", type=int, metavar="N", help="first tokens that are always among them")
+    group.add_argument("--n-recent", type=int, metavar="N", help="last tokens that are always among them")
+    group.add_argument("--dense-layers", type=int, metavar="N", help="leading layers that attend to all tokens")
+    group.add_argument("--granularity", metavar="NAME", help="sets of a kv_head (default) or of each query head")
+    group.add_argument("--criterion", metavar="NAME", help="of dominant chunks: ca or mass (default: the table's)")
+    group.add_argument("--paper", action="store_true", help="start from the settings of the FASA paper")
+    group.add_argument("--kv", default="auto", metavar="PLACE", help="KV cache: device, or split between it and host")
+
+
+_METHOD = ("method", "n_tip", "n_fac", "n_sink", "n_recent", "dense_layers", "granularity", "criterion", "paper", "kv")
+
+
+def method_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Keyword arguments of Llama that say how to attend, those that were given."""
+    return {name: getattr(args, name) for name in _METHOD if getattr(args, name) is not None}
 
 
 def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
@@ -63,9 +95,9 @@ def sampling_options(args: argparse.Namespace) -> dict[str, Any]:
     return options
 
 
-def load_model(args: argparse.Namespace) -> Llama:
-    """The model that the arguments name."""
-    options: dict[str, Any] = {
+def load_model(args: argparse.Namespace, **options: Any) -> Llama:
+    """The model that the arguments name; options: further ones of Llama."""
+    options |= {
         "n_ctx": args.ctx,
         "n_batch": args.batch,
         "n_threads": args.threads,
@@ -92,7 +124,7 @@ def read_text(argument: str | None, file: str | None) -> str:
 
 
 def write_answer(llm: Llama, prompt: Any, args: argparse.Namespace) -> Iterator[str]:
-    """Generate; each piece goes to stdout, then to the caller. With --verbose, the speed goes to stderr."""
+    """Generate; each piece goes to stdout, then to the caller. With --verbose, speed and effort go to stderr."""
     with progress_bar("reading the prompt") as progress:
         stream = llm.generate(prompt, stream=True, progress=progress, **sampling_options(args))
         first = next(stream, "")
@@ -102,7 +134,7 @@ def write_answer(llm: Llama, prompt: Any, args: argparse.Namespace) -> Iterator[
             sys.stdout.flush()
             yield piece
     if args.verbose and stream.completion is not None:
-        print(f"\n{speed(stream.completion)}", file=sys.stderr)
+        print(f"\n{speed(stream.completion)}\n{attention(llm, stream.completion.sparsity)}", file=sys.stderr)
 
 
 def speed(completion: Completion) -> str:
@@ -112,6 +144,14 @@ def speed(completion: Completion) -> str:
         f"prompt: {timings.prefill_tokens} tokens at {timings.prefill_tokens_per_s:.1f} tok/s "
         f"({timings.reused_tokens} reused); answer: {len(completion.tokens)} tokens at "
         f"{timings.decode_tokens_per_s:.1f} tok/s; seed {completion.seed}; ended by {completion.finish_reason}"
+    )
+
+
+def attention(llm: Llama, sparsity: Sparsity) -> str:
+    """The method, and what the decode steps of a run read of the KV cache."""
+    return (
+        f"attention: {llm.method}; a token: {sparsity.layers_sparse_per_step:.0f} of {llm.info.n_layer} layers sparse, "
+        f"{size(sparsity.kv_bytes_per_step)} of KV cache read"
     )
 
 
