@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from .. import __version__
-from . import chat, demo, doctor, generate, info, perplexity
+from . import chat, demo, doctor, eval, generate, info, perplexity
 
-_COMMANDS = (generate, chat, info, perplexity, doctor, demo)
+_COMMANDS = (generate, chat, info, perplexity, eval, doctor, demo)
 
 
 class _Parser(argparse.ArgumentParser):

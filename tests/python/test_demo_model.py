@@ -1,4 +1,4 @@
-"""The task generator that training and evaluation share: the same documents for ever, and answers that follow from the text."""
+"""The task generator: the same documents for ever, and answers that follow from the text."""
 
 import json
 import sys

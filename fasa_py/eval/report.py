@@ -1,0 +1,201 @@
+"""Results as tables: accuracy by method, length and task with paired errors, perplexity, divergence, recall."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .cases import SHORT_FAMILIES
+from .measure import PERPLEXITY
+from .methods import DENSE
+from .results import Record
+
+
+class Estimate(NamedTuple):
+    """A mean and its standard error."""
+
+    mean: float
+    error: float  # NaN: fewer than two values in a stratum
+    n: int
+
+
+def stratified(strata: Iterable[Sequence[float]]) -> Estimate:
+    """The mean of the strata's means, each stratum (task) counting the same however many cases it has."""
+    groups = [np.asarray(values, float) for values in strata if len(values)]
+    if not groups:
+        return Estimate(math.nan, math.nan, 0)
+    variances = [g.var(ddof=1) / len(g) if len(g) > 1 else math.nan for g in groups]
+    error = math.sqrt(sum(variances)) / len(groups)
+    return Estimate(float(np.mean([g.mean() for g in groups])), error, sum(map(len, groups)))
+
+
+class Table:
+    """The records of one length that have a score, by task and method."""
+
+    def __init__(self, records: Iterable[Record], length: int, metric: str = "score") -> None:
+        self._cells: dict[str, dict[str, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
+        self.tasks: list[str] = []
+        self.methods: list[str] = []
+        for record in records:
+            if record["length"] != length or metric not in record:
+                continue
+            task, method = record["task"], record["method"]
+            self._cells[method][task][record["case"]] = record[metric]
+            for value, seen in ((task, self.tasks), (method, self.methods)):
+                if value not in seen:
+                    seen.append(value)
+        self.methods.sort(key=lambda method: method != DENSE)
+
+    def values(self, method: str, task: str) -> list[float]:
+        return list(self._cells[method][task].values())
+
+    def mean(self, method: str, tasks: Sequence[str]) -> Estimate:
+        return stratified(self.values(method, task) for task in tasks)
+
+    def difference(self, method: str, tasks: Sequence[str], reference: str = DENSE) -> Estimate:
+        """To the reference, over the cases that both answered."""
+        strata = []
+        for task in tasks:
+            ours, theirs = self._cells[method][task], self._cells[reference][task]
+            strata.append([ours[case] - theirs[case] for case in ours if case in theirs])
+        return stratified(strata)
+
+
+_NOTHING = "-"
+
+
+def _markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
+    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows]) + "\n"
+
+
+def _number(value: float, digits: int = 1) -> str:
+    return _NOTHING if math.isnan(value) else f"{value:.{digits}f}"
+
+
+def _percent(estimate: Estimate) -> str:
+    return _number(100 * estimate.mean)
+
+
+def _signed(estimate: Estimate) -> str:
+    if estimate.n == 0:
+        return _NOTHING
+    error = "" if math.isnan(estimate.error) else f" ± {100 * estimate.error:.1f}"
+    return f"{100 * estimate.mean:+.1f}{error}"
+
+
+def accuracy_table(records: Sequence[Record], length: int) -> str:
+    """Per method: each task's score in percent, the mean over tasks and over short answers, both against dense."""
+    table = Table([r for r in records if r["task"] != PERPLEXITY], length)
+    short = [task for task in table.tasks if task in SHORT_FAMILIES]
+    both = 0 < len(short) < len(table.tasks)
+    header = ["method", "cases", *table.tasks, "mean", "to dense"] + (["short", "to dense"] if both else [])
+    rows = []
+    for method in table.methods:
+        total = table.mean(method, table.tasks)
+        row = [method, str(total.n)] + [_percent(table.mean(method, [task])) for task in table.tasks]
+        row += [_percent(total), _signed(table.difference(method, table.tasks))]
+        if both:
+            row += [_percent(table.mean(method, short)), _signed(table.difference(method, short))]
+        rows.append(row)
+    return _markdown(header, rows)
+
+
+def _weighted(records: Sequence[Record], name: str) -> float:
+    """Mean over decoded tokens; NaN when nothing was recorded."""
+    pairs = [(r[name], r["n_answer"]) for r in records if name in r]
+    return sum(v * n for v, n in pairs) / sum(n for _, n in pairs) if pairs else math.nan
+
+
+def fidelity_table(records: Sequence[Record], length: int) -> str:
+    """Per method over all answers: token accuracy (mean over tasks), KL divergence and agreement with dense, cost."""
+    answers = [r for r in records if r["task"] != PERPLEXITY and r["length"] == length and "token" in r]
+    tokens = Table(answers, length, "token")
+    rows = []
+    for method in tokens.methods:
+        own = [r for r in answers if r["method"] == method]
+        rows.append([
+            method, _percent(tokens.mean(method, tokens.tasks)), _number(_weighted(own, "kl"), 4),
+            _number(100 * _weighted(own, "agree"), 2), *_cost(own),
+        ])  # fmt: skip
+    return _markdown(["method", "tokens right %", "KL, nats", "agree %", *_COST], rows)
+
+
+_COST = ("positions a layer", "KV read a step, MiB", "steps/s")
+
+
+def _cost(records: Sequence[Record]) -> tuple[str, str, str]:
+    """What decoding read. Positions: of a sparse layer, summed over its lists (one a KV head, or one a head)."""
+    steps = sum(r["n_decode"] for r in records)
+    sparse = sum(r["layers_sparse"] for r in records)
+    seconds = sum(r["decode_s"] for r in records)
+    if steps == 0:
+        return _NOTHING, _NOTHING, _NOTHING
+    positions = sum(r["tokens_selected"] for r in records) / sparse if sparse else math.nan
+    kv = sum(r["kv_bytes"] for r in records) / steps / 2**20
+    return _number(positions, 0), _number(kv, 2), _number(steps / seconds if seconds else math.nan, 0)
+
+
+def perplexity_table(records: Sequence[Record], length: int) -> str:
+    """Per method: perplexity on each text and its ratio to dense, divergence, recall of the true top-256."""
+    own = [r for r in records if r["task"] == PERPLEXITY and r["length"] == length]
+    table = Table(own, length, "nll")
+    texts = sorted({r["case"] for r in own})
+    rows = []
+    for method in table.methods:
+        mine = {r["case"]: r for r in own if r["method"] == method}
+        theirs = {r["case"]: r for r in own if r["method"] == DENSE}
+        row = [method]
+        for text in texts:
+            row.append(_number(mine[text]["ppl"], 3) if text in mine else _NOTHING)
+            ratio = math.exp(mine[text]["nll"] - theirs[text]["nll"]) if text in mine and text in theirs else math.nan
+            row.append(_number(ratio, 4))
+        values = list(mine.values())
+        ratio = math.exp(table.difference(method, [PERPLEXITY]).mean)
+        row += [_number(ratio, 4), _number(_weighted(values, "kl"), 4), _number(100 * _weighted(values, "agree"), 2)]
+        row += [_number(100 * _weighted(values, name)) for name in ("recall", "mass")]
+        rows.append(row + list(_cost(values)))
+    header = ["method", *(name for text in texts for name in (text, "ratio")), "ratio, all", "KL, nats", "agree %"]
+    return _markdown([*header, "recall %", "mass %", *_COST], rows)
+
+
+def markdown(records: Sequence[Record]) -> str:
+    """All tables. Lengths are in tokens; 0 stands for data of the user."""
+    parts = []
+    for length in sorted({r["length"] for r in records}):
+        here = [r for r in records if r["length"] == length]
+        where = f"{length} tokens" if length else "given data"
+        tables: list[tuple[str, Callable[[Sequence[Record], int], str], bool]] = [
+            ("Answers, %", accuracy_table, any("score" in r for r in here)),
+            ("Tokens of answers", fidelity_table, any("token" in r for r in here)),
+            ("Perplexity", perplexity_table, any("nll" in r for r in here)),
+        ]
+        parts += [f"## {title}, {where}\n\n{make(records, length)}" for title, make, present in tables if present]
+    return "\n".join(parts)
+
+
+def summary(records: Sequence[Record]) -> dict[str, Any]:
+    """The same as nested numbers: length, then method, then mean, error, difference and perplexity ratio."""
+    out: dict[str, Any] = {}
+    for length in sorted({r["length"] for r in records}):
+        table = Table([r for r in records if r["task"] != PERPLEXITY], length)
+        text = Table([r for r in records if r["task"] == PERPLEXITY], length, "nll")
+        for method in dict.fromkeys([*table.methods, *text.methods]):
+            entry: dict[str, Any] = {"tasks": {task: table.mean(method, [task]).mean for task in table.tasks}}
+            entry["mean"], entry["difference"] = (
+                e._asdict() for e in (table.mean(method, table.tasks), table.difference(method, table.tasks))
+            )
+            entry["perplexity_ratio"] = math.exp(text.difference(method, [PERPLEXITY]).mean)
+            out.setdefault(str(length), {})[method] = _without_nan(entry)
+    return out
+
+
+def _without_nan(value: Any) -> Any:
+    """JSON has no NaN."""
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    return None if isinstance(value, float) and math.isnan(value) else value

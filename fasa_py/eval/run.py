@@ -1,0 +1,221 @@
+""":func:`run`: a whole evaluation, in an order in which any part of it is balanced over tasks and lengths."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ..method import Method
+from ..model import Context, ContextSettings
+from ..progress import progress_bar
+from .cases import make_case
+from .measure import PERPLEXITY, exact_answers, free_answers, perplexity
+from .methods import Candidate, expand
+from .results import Record, Results
+from .session import NotEngagedError, Session
+from .subject import Subject
+from .tasks import FAMILIES, Haystack
+from .texts import NamedText, load_texts
+from .userdata import UserData
+
+ALL_TASKS = (*FAMILIES, PERPLEXITY)
+_ROOM = 512  # tokens of context beyond the length, for a chat template and answers of other words
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What an evaluation consists of. See :func:`run`."""
+
+    tasks: Sequence[str] = ALL_TASKS
+    methods: Sequence[str] = ("dense", "fasa")
+    lengths: Sequence[int] = (4096, 8192)
+    n_cases: int = 16
+    n_tip: Sequence[int] = ()
+    n_fac: Sequence[int | float] = ()
+    seed: int = 0
+    answers: str = "auto"
+    n_decoded: int = 2048
+    texts: Sequence[str | Path] = ()
+    data: Sequence[str | Path] = ()
+    longbench_config: str | Path | None = None
+    max_tokens: int | None = None
+    n_ctx: int | None = None
+    split: bool = False
+    minutes: float | None = None
+
+    def check(self) -> None:
+        """:raises ValueError: a setting that makes no sense; says which"""
+        unknown = [task for task in self.tasks if task not in ALL_TASKS]
+        if unknown:
+            raise ValueError(f"unknown task {unknown[0]!r}; there are {', '.join(ALL_TASKS)}")
+        if self.answers not in ("auto", "exact", "free"):
+            raise ValueError(f"answers must be auto, exact or free, not {self.answers!r}")
+        if self.n_cases < 1 or any(length < 512 for length in self.lengths):
+            raise ValueError("an evaluation needs at least one case, and lengths of 512 tokens or more")
+        if PERPLEXITY in self.tasks and not 2 <= self.n_decoded < min(self.lengths, default=0):
+            raise ValueError(f"n_decoded is {self.n_decoded}: expected at least 2 and less than every length")
+
+
+class _Item(NamedTuple):
+    """One unit of work: a prompt and all methods."""
+
+    task: str
+    length: int
+    case: str
+    work: Callable[[Sequence[Candidate]], Iterator[Record]]
+
+
+class _Bench:
+    """A model with a context, and the work to be done with it."""
+
+    def __init__(self, subject: Subject, settings: Settings, candidates: Sequence[Candidate]) -> None:
+        self._subject, self._settings = subject, settings
+        self._data = [UserData(path, settings.longbench_config) for path in settings.data]
+        self._texts = load_texts(settings.texts)
+        self._haystack = Haystack([text.text for text in self._texts])
+        self._exact = settings.answers == "exact" or (settings.answers == "auto" and subject.answers_exactly)
+        n_ctx = max(settings.lengths, default=0) + _ROOM if settings.tasks else 0
+        if self._data:
+            n_ctx = max(n_ctx, settings.n_ctx or subject.info.n_ctx_train)
+        method = Method("full")
+        if settings.split:
+            method = next((c.method for c in candidates if c.method.name == "fasa"), method)
+        self._session = Session(Context(subject.model, ContextSettings(n_ctx=n_ctx, method=method)))
+
+    def items(self) -> Iterator[_Item]:
+        """All work, one case of everything before the second case of anything."""
+        s = self._settings
+        n_generated = s.n_cases if set(s.tasks) - {PERPLEXITY} else 0
+        n_texts = len(self._texts) if PERPLEXITY in s.tasks else 0
+        n_rounds = max([n_generated, n_texts, *map(len, self._data)])
+        for i in range(n_rounds):
+            for length in s.lengths:
+                for task in s.tasks:
+                    if task == PERPLEXITY and i < len(self._texts):
+                        yield self._perplexity(self._texts[i], length)
+                    elif task != PERPLEXITY and i < s.n_cases:
+                        yield self._generated(task, length, i)
+            for data in self._data:
+                if i < len(data):
+                    yield self._given(data, i)
+
+    def _perplexity(self, text: NamedText, length: int) -> _Item:
+        session, n_decoded = self._session, self._settings.n_decoded
+        return _Item(
+            PERPLEXITY, length, text.name,
+            lambda methods: perplexity(session, self._subject, text, length, n_decoded, methods),
+        )  # fmt: skip
+
+    def _generated(self, task: str, length: int, i: int) -> _Item:
+        def work(methods: Sequence[Candidate]) -> Iterator[Record]:
+            case = make_case(task, length, i, self._settings.seed, self._subject, self._haystack)
+            if self._exact:
+                return exact_answers(self._session, case, methods)
+            return free_answers(self._session, case, methods, self._subject)
+
+        return _Item(task, length, str(i), work)
+
+    def _given(self, data: UserData, i: int) -> _Item:
+        def work(methods: Sequence[Candidate]) -> Iterator[Record]:
+            return free_answers(self._session, case, methods, self._subject)
+
+        case = data.case(i, self._subject, self._session.context.n_ctx, self._settings.max_tokens)
+        return _Item(case.task, 0, case.name, work)
+
+
+def _require_engaged(records: Sequence[Record], candidates: Sequence[Candidate]) -> None:
+    """:raises NotEngagedError: a sparse method had no sparse layer in any case of a task"""
+    labels = {candidate.label for candidate in candidates if not candidate.is_dense}
+    sparse: dict[tuple[str, str], int] = {}
+    for record in records:
+        if record["method"] not in labels:
+            continue
+        pair = (record["task"], record["method"])
+        sparse[pair] = sparse.get(pair, 0) + record["layers_sparse"]
+    idle = [pair for pair, n in sparse.items() if n == 0]
+    if idle:
+        raise NotEngagedError(
+            f"{idle[0][1]} attended to everything in every case of {idle[0][0]}: texts must be longer than n_fac"
+        )
+
+
+def run(
+    model: str | os.PathLike[str] | Subject | None = None,
+    *,
+    out: str | os.PathLike[str],
+    n_threads: int | None = None,
+    device: str = "auto",
+    **settings: Any,
+) -> list[Record]:
+    """Evaluate methods on a model. Results are appended to ``out/results.jsonl``; a second call continues the first.
+
+    Parameters
+    ----------
+    model
+        The GGUF file; None: the embedded demo model.
+    tasks
+        Families of generated tasks (:data:`fasa_py.eval.tasks.FAMILIES`) and ``perplexity``; all of them by default.
+    methods
+        See :func:`fasa_py.eval.methods.parse_method`. Default: ``dense``, ``fasa``.
+    lengths
+        Tokens of prompt and answer together.
+    n_cases
+        Cases of each family and length.
+    n_tip, n_fac
+        Budgets: every method is evaluated with all of those that apply to it.
+    seed
+        Another seed gives other cases.
+    answers
+        ``exact``: the expected answer is put through the model, and each of its tokens must be the most likely one;
+        ``free``: the model answers in its own words, which must contain what was asked for; ``auto``: ``exact`` for the
+        demo model, which was trained on these very phrasings.
+    n_decoded
+        Tokens at the end of each length that ``perplexity`` decodes one by one.
+    texts
+        Text files to hide tasks in and to measure perplexity on; default: three novels, see ``data/README.md``.
+    data, longbench_config, max_tokens, n_ctx
+        JSONL files of questions (:mod:`fasa_py.eval.userdata`), LongBench's configuration, tokens of an answer,
+        tokens of context.
+    split
+        Store keys as the first fasa method does, dominant chunks apart, instead of whole.
+    minutes
+        Begin no new case after this time.
+
+    Raises
+    ------
+    NotEngagedError
+        A sparse method attended to everything.
+    ValueError
+        A setting makes no sense, or ``out`` has results of another model or other cases.
+    """
+    chosen = Settings(**settings)
+    chosen.check()
+    candidates = expand(chosen.methods, chosen.n_tip, chosen.n_fac)
+    with progress_bar("loading") as progress:
+        subject = model if isinstance(model, Subject) else Subject(model, n_threads, device, progress)
+    header = {**subject.identity(), "seed": chosen.seed, "n_decoded": chosen.n_decoded, "split": chosen.split,
+              "texts": [Path(text).name for text in chosen.texts]}  # fmt: skip
+    bench = _Bench(subject, chosen, candidates)
+    with Results(Path(out), header) as results:
+        _work_through(list(bench.items()), candidates, results, chosen.minutes)
+        _require_engaged(results.records, candidates)
+        return results.records
+
+
+def _work_through(
+    items: Sequence[_Item], candidates: Sequence[Candidate], results: Results, minutes: float | None
+) -> None:
+    started = time.monotonic()
+    with progress_bar("evaluating") as progress:
+        for i, item in enumerate(items):
+            missing = [c for c in candidates if (item.task, item.length, item.case, c.label) not in results.done]
+            if missing and minutes is not None and time.monotonic() - started > 60 * minutes:
+                return
+            for n, record in enumerate(item.work(missing) if missing else (), 1):
+                results.add(record)
+                if progress is not None:
+                    progress((i + n / len(missing)) / len(items))
