@@ -281,6 +281,23 @@ FASA_API fasa_status  fasa_tap_read(const fasa_context * ctx, int32_t step, int3
 FASA_API fasa_status  fasa_kv_read(float * k, float * v, const fasa_context * ctx, int32_t seq, int32_t layer,
                                    int32_t head_kv, int32_t first, int32_t n);
 
+typedef struct fasa_calibrate_params {
+    int32_t k;                         /* best positions that CA compares */
+    int32_t n_fac;                     /* positions that mass is summed over, forced ones included */
+    int32_t n_sink, n_recent;          /* forced ones: the first, the last */
+    int32_t n_joint;                   /* chunks chosen jointly; the others follow by CA */
+    int32_t seq;                       /* steps of this sequence only; -1: of all */
+} fasa_calibrate_params;
+
+/* Calibrate from what a tap recorded; its positions must still be in the cache. ca [n_layer][n_head][n_chunk]: mean
+ * agreement of each chunk's k best positions with the head's; order [n_layer][n_head_kv][n_chunk]: chunks chosen
+ * jointly for the attention that their n_fac best positions hold; order_head [n_layer][n_head][n_chunk]: the same per
+ * query head. What is NULL is not computed. n_steps: the recorded steps that were long enough. */
+FASA_API void         fasa_calibrate_params_default(fasa_calibrate_params * out);
+FASA_API fasa_status  fasa_calibrate(float * ca, uint16_t * order, uint16_t * order_head, int32_t * n_steps,
+                                     fasa_context * ctx, const fasa_calibrate_params * params,
+                                     fasa_progress_fn progress, void * user);
+
 /* sampling */
 FASA_API void         fasa_sampler_params_default(fasa_sampler_params * out);
 FASA_API fasa_status  fasa_sampler_create(fasa_sampler ** out, const fasa_sampler_params * params);

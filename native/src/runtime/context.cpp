@@ -182,6 +182,11 @@ void Context::set_abort(fasa_abort_fn fn, void* user) {
     poll_->user = user;
 }
 
+Poll& Context::start_polling() {
+    cancelled_ = false;
+    return *poll_;
+}
+
 void Context::check_seq(int32_t seq) const {
     if (seq < 0 || seq >= config_.n_seq) {
         fail(FASA_ERROR_ARGUMENT, "sequence %d does not exist: this context has %d", seq, config_.n_seq);

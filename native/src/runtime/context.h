@@ -39,6 +39,8 @@ class Context {
     void load(int32_t seq, const std::string& path);
 
     void cancel() { cancelled_ = true; }
+    // Forgets earlier cancels; to be asked now and then by a long call, throws CANCELLED.
+    Poll& start_polling();
     void set_abort(fasa_abort_fn fn, void* user);
     const fasa_plan& plan() const { return plan_; }
     const Model& model() const { return *model_; }

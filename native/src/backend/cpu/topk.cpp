@@ -12,8 +12,6 @@ constexpr int32_t step = 256;  // scores looked at between two looks at whether 
 // Room for k candidates, as many again so that pruning is rare, and one step.
 size_t capacity(int32_t n_ctx) { return 2 * static_cast<size_t>(n_ctx) + 4 * step; }
 
-bool better(const Candidate& a, const Candidate& b) { return a.score != b.score ? a.score > b.score : a.pos < b.pos; }
-
 }  // namespace
 
 AppendAbove append_above([[maybe_unused]] Isa isa) {

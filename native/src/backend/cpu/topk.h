@@ -12,6 +12,11 @@ struct Candidate {
     int32_t pos;
 };
 
+// The order of all selections: the lower position first among equals.
+inline bool better(const Candidate& a, const Candidate& b) {
+    return a.score != b.score ? a.score > b.score : a.pos < b.pos;
+}
+
 // Appends the entries of scores[0 .. n) above the threshold, as positions first + j, and returns how many. out has room
 // for n + 16.
 using AppendAbove = int (*)(const float* scores, int n, float threshold, int32_t first, Candidate* out);
