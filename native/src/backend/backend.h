@@ -47,6 +47,21 @@ class Ops {
     // n_recent, then those with the highest scores, the lower position first among equals. NaN counts as the lowest.
     virtual void topk(const float* scores, int32_t n_pos, int32_t keep, int32_t n_sink, int32_t n_recent,
                       Selection& selection) = 0;
+    // mass[set][pos] += the softmax weights that the rows' queries give to pos, summed over rows and the set's heads:
+    // rotated q [n][n_head][head_dim] over everything cached up to each row's position. mass [n_set][n_ctx], the sets
+    // being the KV heads or the query heads.
+    virtual void attention_mass(float* mass, int n_set, const float* q, int n_head, float scale, const KvView& kv,
+                                Rows rows) = 0;
+    // The same for one row, each set over its positions of a selection.
+    virtual void selected_mass(float* mass, const float* q, int n_head, float scale, const KvView& kv, int32_t seq,
+                               const Selection& selection) = 0;
+    // High and low bounds of the keys in pages of `page` positions, from first_page to the last one below n_pos. bounds
+    // [n_head_kv][pages of n_ctx][2][head_dim], half precision, dims in the order of the cache.
+    virtual void page_bounds(uint16_t* bounds, const KvView& kv, int32_t seq, int32_t page, int32_t first_page,
+                             int32_t n_pos, PageBounds kind) = 0;
+    // similarity[head_kv][pos] = mean cosine between the key at pos and the others below n_pos; [n_head_kv][n_ctx]. A
+    // key of zeros is similar to none.
+    virtual void key_similarity(float* similarity, const KvView& kv, int32_t seq, int32_t n_pos) = 0;
     // gate = silu(gate) * up, n values
     virtual void glu(float* gate, const float* up, int64_t n) = 0;
 };

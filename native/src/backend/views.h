@@ -74,6 +74,12 @@ struct Selection {
     int32_t* list(int32_t set) const { return positions + int64_t{set} * capacity; }
 };
 
+// What a page of keys is summed up by, for every dim: a high and a low bound.
+enum class PageBounds {
+    min_max,  // of the page's keys
+    mean_std  // their mean plus and minus their standard deviation
+};
+
 enum class RopeLayout {
     interleaved,  // pair i is dims 2i, 2i + 1
     half_split    // pair i is dims i, i + n_rot / 2

@@ -62,7 +62,7 @@ SelectConfig resolve_method(const Model& model, const fasa_method_params& p, con
     c.tokens_per_head = p.tokens_per_head;
     c.criterion = resolve_criterion(p.criterion, table, p.chunks_per_head);
     c.schedule = p.pyramid ? BudgetSchedule::pyramid : BudgetSchedule::uniform;
-    c.quest_score = p.quest_mean_std ? QuestScore::mean_std : QuestScore::min_max;
+    c.quest_bounds = p.quest_mean_std ? PageBounds::mean_std : PageBounds::min_max;
     c.observe_window = p.observe_window;
     c.refresh_every = p.refresh_every;
     c.redundancy_weight = p.redundancy_weight;
@@ -85,7 +85,7 @@ fasa_method_params describe_method(const SelectConfig& c) {
     p.tokens_per_head = c.tokens_per_head;
     p.criterion = c.criterion == Criterion::mass ? FASA_CRITERION_MASS : FASA_CRITERION_CA;
     p.pyramid = c.schedule == BudgetSchedule::pyramid;
-    p.quest_mean_std = c.quest_score == QuestScore::mean_std;
+    p.quest_mean_std = c.quest_bounds == PageBounds::mean_std;
     p.observe_window = c.observe_window;
     p.refresh_every = c.refresh_every;
     p.redundancy_weight = c.redundancy_weight;

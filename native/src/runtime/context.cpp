@@ -81,6 +81,8 @@ class Context::SparseHook final : public LayerHook {
     explicit SparseHook(Context& context) : context_(context) {}
 
     const Selection* stored(int32_t layer, Rows rows, const float* q, float scale, const KvView& kv) override {
+        context_.sparsity_->observe(layer, rows, q, scale, kv);
+        if (context_.prefilling_) return nullptr;
         const Selection* selection = context_.sparsity_->select(layer, rows, q, scale, kv);
         if (context_.tap_) context_.tap_->record(layer, rows, q, kv, selection);
         return selection;
@@ -212,11 +214,16 @@ void Context::run_batch(int32_t seq, std::span<const int32_t> tokens) {
     const Clock::time_point start = Clock::now();
     const int32_t pos0 = length_[seq], n = static_cast<int32_t>(tokens.size());
     logits_seq_ = -1;
-    forward(*model_, *ops_, kv_, activations_, {seq, pos0, n}, tokens.data(), *hook_, *poll_);
+    try {
+        forward(*model_, *ops_, kv_, activations_, {seq, pos0, n}, tokens.data(), *hook_, *poll_);
+    } catch (...) {
+        sparsity_->forget(seq, pos0);
+        throw;
+    }
     std::copy(tokens.begin(), tokens.end(), history_ + int64_t{seq} * config_.n_ctx + pos0);
     length_[seq] = pos0 + n;
 
-    if (n == 1) {
+    if (!prefilling_) {
         stats_.n_decode += 1;
         stats_.decode_s += seconds_since(start);
     } else {
@@ -228,6 +235,7 @@ void Context::run_batch(int32_t seq, std::span<const int32_t> tokens) {
 template <class AfterBatch>
 void Context::run(int32_t seq, std::span<const int32_t> tokens, const Progress& progress, AfterBatch&& after_batch) {
     cancelled_ = false;
+    prefilling_ = tokens.size() > 1;
     const size_t n_batch = static_cast<size_t>(config_.n_batch);
     for (size_t done = 0; done < tokens.size();) {
         const auto batch = tokens.subspan(done, next_batch(n_batch, tokens.size() - done));
@@ -299,7 +307,7 @@ void Context::copy(int32_t dst, int32_t src, int32_t n_tokens) {
     kv_.copy(dst, src, n_tokens);
     std::copy_n(history_ + int64_t{src} * config_.n_ctx, n_tokens, history_ + int64_t{dst} * config_.n_ctx);
     length_[dst] = n_tokens;
-    sparsity_->forget(dst, n_tokens);
+    sparsity_->forget(dst, dst == src ? n_tokens : 0);
 }
 
 void Context::save(int32_t seq, const std::string& path) const {
@@ -313,7 +321,7 @@ void Context::load(int32_t seq, const std::string& path) {
     if (logits_seq_ == seq) logits_seq_ = -1;
     state.restore(kv_, seq, history_ + int64_t{seq} * config_.n_ctx);
     length_[seq] = state.n_tokens();
-    sparsity_->forget(seq, length_[seq]);
+    sparsity_->forget(seq, 0);
 }
 
 }  // namespace fasa

@@ -78,6 +78,7 @@ class Context {
     int32_t* history_;             // [n_seq][n_ctx]
     std::vector<int32_t> length_;  // [n_seq]
     int32_t logits_seq_ = -1;      // whose last token the logits follow; -1: none
+    bool prefilling_ = false;      // the call in progress brought several tokens: they attend to everything
     std::atomic<bool> cancelled_ = false;
     fasa_stats stats_ = {};
     SelectScratch select_scratch_;

@@ -4,7 +4,7 @@ namespace fasa {
 
 void Tap::record(int32_t layer, Rows rows, const float* q, const KvView& kv, const Selection* selection) {
     const size_t n_recorded = records_.size();
-    if (rows.n != 1 || n_recorded >= size_t{1} * n_steps_ * n_layer_) return;
+    if (n_recorded >= size_t{1} * n_steps_ * n_layer_) return;
     if (n_recorded % n_layer_ != static_cast<size_t>(layer)) {  // the step before was cancelled in the middle
         records_.resize(n_recorded / n_layer_ * n_layer_);
         if (layer != 0) return;

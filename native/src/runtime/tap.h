@@ -18,7 +18,7 @@ class Tap {
 
     Tap(int32_t n_layer, int32_t n_head, int32_t n_steps) : n_layer_(n_layer), n_head_(n_head), n_steps_(n_steps) {}
 
-    // Called once a layer, in order; rows of prefill are passed over.
+    // Called once a layer of a decode step, in order.
     void record(int32_t layer, Rows rows, const float* q, const KvView& kv, const Selection* selection);
 
     // Steps recorded in all layers.

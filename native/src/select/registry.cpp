@@ -11,10 +11,9 @@ struct Entry {
 };
 
 constexpr Entry entries[] = {
-    {"fasa", make_fasa},
-    {"oracle", make_oracle},
-    {"sparq", make_sparq},
-    {"streaming", make_streaming},
+    {"fasa", make_fasa},     {"oracle", make_oracle}, {"streaming", make_streaming},
+    {"snapkv", make_snapkv}, {"h2o", make_h2o},       {"quest", make_quest},
+    {"rkv", make_rkv},       {"sparq", make_sparq},
 };
 
 }  // namespace

@@ -17,8 +17,6 @@ enum class BudgetSchedule {
     pyramid  // PyramidKV: falls linearly from the first sparse layer to the last, same mean
 };
 
-enum class QuestScore { min_max, mean_std };
-
 // Everything that a method may be told, all values resolved.
 struct SelectConfig {
     std::string method = "full";
@@ -33,10 +31,10 @@ struct SelectConfig {
     bool tokens_per_head = false;  // position lists per query head instead of per KV head
     Criterion criterion = Criterion::mass;
     BudgetSchedule schedule = BudgetSchedule::uniform;
-    QuestScore quest_score = QuestScore::min_max;
-    int32_t observe_window = 32;     // snapkv, r-kv: last queries that vote
-    int32_t refresh_every = 64;      // snapkv, r-kv: generated tokens between two votes
-    float redundancy_weight = 0.9f;  // r-kv: 1 - lambda
+    PageBounds quest_bounds = PageBounds::min_max;
+    int32_t observe_window = 32;     // snapkv, rkv: last queries that vote
+    int32_t refresh_every = 64;      // snapkv, rkv: generated tokens between two votes
+    float redundancy_weight = 0.9f;  // rkv: 1 - lambda
 };
 
 // Throws ARGUMENT naming a value that is out of range.
@@ -47,6 +45,7 @@ struct SelectShape {
     ChunkLayout layout;
 
     int32_t group() const { return n_head / n_head_kv; }
+    int32_t n_set(const SelectConfig& c) const { return c.tokens_per_head ? n_head : n_head_kv; }
 };
 
 // One layer of one decode step: its keys are stored, its attention comes next.
@@ -75,10 +74,10 @@ class Selector {
     virtual void select(const Step& step, Selection& out) = 0;
     // Bytes of the KV cache that this step's select reads itself.
     virtual uint64_t bytes_read(const Step& /*step*/) const { return 0; }
-    // Rows of a layer whose keys were just stored, in prefill and decode alike, dense layers included.
-    // q [rows.n][n_head][head_dim], rotated, in the order of the cache.
+    // Rows of a layer whose keys were just stored, in prefill and decode alike, dense layers included; in decode before
+    // select. q [rows.n][n_head][head_dim], rotated, in the order of the cache.
     virtual void observe(int32_t /*layer*/, Rows /*rows*/, const float* /*q*/, float /*scale*/, const KvView& /*kv*/) {}
-    // The sequence now holds n_tokens, fewer than before or others.
+    // What was observed of the sequence past its first n_tokens holds no longer: those tokens are gone or others.
     virtual void forget(int32_t /*seq*/, int32_t /*n_tokens*/) {}
 };
 

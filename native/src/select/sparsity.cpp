@@ -56,15 +56,18 @@ int32_t Sparsity::budget(int32_t layer, int32_t n_pos) const {
         budget = static_cast<int32_t>(std::ceil(config_.n_fac_fraction * static_cast<float>(n_pos)));
     if (config_.schedule == BudgetSchedule::uniform) return std::min(budget, n_pos);
     const int32_t forced = std::min(budget, config_.n_sink + config_.n_recent), mean = budget - forced;
-    const int32_t least = mean / pyramid_ratio, most = 2 * mean - least;
     const int32_t n_sparse = shape_.n_layer - config_.dense_layers, i = layer - config_.dense_layers;
-    const int32_t share = n_sparse > 1 ? most - static_cast<int32_t>(int64_t{most - least} * i / (n_sparse - 1)) : mean;
-    return std::min(std::max(1, forced + share), n_pos);
+    // Above the mean in one layer as far as below it in the layer opposite, so that the total stays the same.
+    const int64_t most_above = mean - mean / pyramid_ratio;
+    const int32_t above = n_sparse > 1 ? static_cast<int32_t>(most_above * (n_sparse - 1 - 2 * i) / (n_sparse - 1)) : 0;
+    return std::min(std::max(1, budget + above), n_pos);
+}
+
+void Sparsity::observe(int32_t layer, Rows rows, const float* q, float scale, const KvView& kv) {
+    if (selector_) selector_->observe(layer, rows, q, scale, kv);
 }
 
 const Selection* Sparsity::select(int32_t layer, Rows rows, const float* q, float scale, const KvView& kv) {
-    if (selector_) selector_->observe(layer, rows, q, scale, kv);
-    if (rows.n != 1) return nullptr;
     const int32_t n_pos = rows.pos0 + 1, n_chosen = budget(layer, n_pos);
     if (!selector_ || layer < config_.dense_layers || n_pos <= std::max(n_chosen, config_.dense_below)) {
         count_dense(kv, n_pos);

@@ -16,7 +16,9 @@ class Sparsity {
     // The scratch of the setup must stay where it is.
     explicit Sparsity(const SelectorSetup& setup);
 
-    // The positions that the rows of this layer attend to; nullptr: all. To be called once a layer, keys stored.
+    // To be called for the rows of every layer of every batch, keys stored.
+    void observe(int32_t layer, Rows rows, const float* q, float scale, const KvView& kv);
+    // The positions that a decode step's one row attends to in this layer; nullptr: all.
     const Selection* select(int32_t layer, Rows rows, const float* q, float scale, const KvView& kv);
     void forget(int32_t seq, int32_t n_tokens);
 

@@ -11,7 +11,7 @@ constexpr int32_t least_sinks = 8;  // as the paper's comparison configures it [
 class Streaming final : public Selector {
    public:
     explicit Streaming(const SelectorSetup& setup)
-        : n_sink_(std::max(least_sinks, setup.config.n_sink)), n_set_(setup.shape.n_head_kv) {}
+        : n_sink_(std::max(least_sinks, setup.config.n_sink)), n_set_(setup.shape.n_set(setup.config)) {}
 
     void select(const Step& step, Selection& out) override {
         const int32_t n_sink = std::min(n_sink_, step.budget);

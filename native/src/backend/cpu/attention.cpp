@@ -41,8 +41,8 @@ Attention::Scratch Attention::take(Arena& arena, const OpsLimits& limits, int n_
     const size_t n_chunk = static_cast<size_t>(limits.n_ctx + kv_chunk - 1) / kv_chunk;
     const size_t n_head = static_cast<size_t>(limits.n_head), stride = static_cast<size_t>(padded(limits.head_dim));
     return {arena.take<float>(static_cast<size_t>(n_threads) * static_cast<size_t>(tile_values(limits.head_dim))),
-            arena.take<float>(n_head * (stride + max_lanes)), arena.take<float>(n_chunk * n_head * stride),
-            arena.take<SoftmaxState>(n_chunk * n_head)};
+            arena.take<float>(std::max(n_head, size_t{2}) * (stride + max_lanes)),
+            arena.take<float>(n_chunk * n_head * stride), arena.take<SoftmaxState>(n_chunk * n_head)};
 }
 
 size_t Attention::scratch_bytes(const OpsLimits& limits, int n_threads) {

@@ -21,7 +21,7 @@ class Attention {
    private:
     struct Scratch {
         float* tiles;         // [n_threads] of tile_values
-        float* q;             // decode: [n_head][query_stride]
+        float* q;             // decode: [n_head][query_stride]; room for one query of twice the dims, page bounds' keys
         float* values;        // decode: [n_chunk][n_head][padded(head_dim)]
         SoftmaxState* state;  // decode: [n_chunk][n_head]
     };

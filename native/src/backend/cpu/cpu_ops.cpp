@@ -7,6 +7,7 @@
 #include "backend/cpu/attention.h"
 #include "backend/cpu/elementwise_kernels.h"
 #include "backend/cpu/linear.h"
+#include "backend/cpu/observe.h"
 #include "backend/cpu/quant.h"
 #include "backend/cpu/topk.h"
 #include "base/cpu.h"
@@ -32,7 +33,8 @@ class CpuOps final : public Ops {
           team_(n_threads),
           linear_(team_, limits.n_batch, limits.n_in_max),
           attention_(team_, limits),
-          topk_(team_, limits) {}
+          topk_(team_, limits),
+          observation_(team_, limits) {}
 
     void embed(float* x, const WeightView& w, const int32_t* token, int n) override {
         team_.run(n, [&](int64_t i, int) {
@@ -100,6 +102,25 @@ class CpuOps final : public Ops {
         topk_.run(scores, n_pos, keep, n_sink, n_recent, selection);
     }
 
+    void attention_mass(float* mass, int n_set, const float* q, int n_head, float scale, const KvView& kv,
+                        Rows rows) override {
+        observation_.attention_mass(mass, n_set, q, n_head, scale, kv, rows);
+    }
+
+    void selected_mass(float* mass, const float* q, int n_head, float scale, const KvView& kv, int32_t seq,
+                       const Selection& selection) override {
+        observation_.selected_mass(mass, q, n_head, scale, kv, seq, selection);
+    }
+
+    void page_bounds(uint16_t* bounds, const KvView& kv, int32_t seq, int32_t page, int32_t first_page, int32_t n_pos,
+                     PageBounds kind) override {
+        observation_.page_bounds(bounds, kv, seq, page, first_page, n_pos, kind);
+    }
+
+    void key_similarity(float* similarity, const KvView& kv, int32_t seq, int32_t n_pos) override {
+        observation_.key_similarity(similarity, kv, seq, n_pos);
+    }
+
     void glu(float* gate, const float* up, int64_t n) override {
         constexpr int64_t piece = 4096;
         for_rows((n + piece - 1) / piece, piece, [&](int64_t i) {
@@ -125,6 +146,7 @@ class CpuOps final : public Ops {
     Linear linear_;
     Attention attention_;
     TopK topk_;
+    Observation observation_;
 };
 
 class CpuDevice final : public Device {
@@ -141,7 +163,8 @@ class CpuDevice final : public Device {
     }
     size_t ops_bytes(const OpsLimits& limits) const override {
         return Linear::scratch_bytes(n_threads_, limits.n_batch, limits.n_in_max) +
-               Attention::scratch_bytes(limits, n_threads_) + TopK::scratch_bytes(limits, n_threads_);
+               Attention::scratch_bytes(limits, n_threads_) + TopK::scratch_bytes(limits, n_threads_) +
+               Observation::scratch_bytes(limits, n_threads_);
     }
 
    private:

@@ -1,7 +1,7 @@
 // Dense attention with vectors. Decode streams the cache once and is bound by memory; prefill is two small matrix
 // products per tile with lanes = queries, so that the softmax needs no horizontal step and nothing is transposed.
 #include "backend/cpu/attention_kernels.h"
-#include "backend/cpu/isa/simd.h"
+#include "backend/cpu/isa/product.h"
 
 namespace fasa::cpu::FASA_ISA {
 namespace {
@@ -11,8 +11,6 @@ constexpr int q_group = 4;            // queries that share one conversion of a 
 constexpr int prefetch_bytes = 4096;  // how far ahead rows are fetched: memory latency times bandwidth
 constexpr int prefetch_rows = 4;      // the same for listed rows
 constexpr float minus_infinity = -__builtin_inff();
-
-vf load_half_any(const uint16_t* p, int n) { return n >= LANES ? load_half(p) : load_half_first(p, n); }
 
 // Row j of a block that starts at position `first`, or the j-th of a list.
 int64_t position(const int32_t* positions, int first, int j) { return positions ? positions[j] : int64_t{first} + j; }
@@ -123,59 +121,6 @@ void chunk(const float* q, int n_q, const KvHead& kv, const int32_t* positions, 
                     attend_block<4>(qi, kv, at, j, n, state + i);
             }
         }
-    }
-}
-
-// c [M][n] = scale [n] * c + a · b over depth k, columns n in pairs of vectors. a's element (m, k) is at
-// a[m * a_row + k * a_col]; b [k][n], c [..][n]; scale nullptr: c starts at zero.
-template <int M, int V>
-void product_block(const float* a, int64_t a_row, int64_t a_col, const float* b, int depth, int n, const float* scale,
-                   float* c) {
-    vf sum[M][V];
-    for (int m = 0; m < M; ++m) {
-        for (int v = 0; v < V; ++v) {
-            sum[m][v] = scale ? mul(load(c + m * n + v * LANES), load(scale + v * LANES)) : zero();
-        }
-    }
-    for (int k = 0; k < depth; ++k) {
-        vf right[V];
-        for (int v = 0; v < V; ++v) right[v] = load(b + int64_t{k} * n + v * LANES);
-        for (int m = 0; m < M; ++m) {
-            const vf left = set1(a[m * a_row + k * a_col]);
-            for (int v = 0; v < V; ++v) sum[m][v] = fma(left, right[v], sum[m][v]);
-        }
-    }
-    for (int m = 0; m < M; ++m) {
-        for (int v = 0; v < V; ++v) store(c + m * n + v * LANES, sum[m][v]);
-    }
-}
-
-#if defined(__AVX512F__)
-constexpr int block_rows = 8;  // 8 x 2 sums, 2 right, 1 left of 32 registers
-#else
-constexpr int block_rows = 4;  // 4 x 2 sums of 16 registers
-#endif
-
-template <int V>
-void product_columns(const float* a, int64_t a_row, int64_t a_col, const float* b, int m_total, int depth, int n,
-                     const float* scale, float* c) {
-    int m = 0;
-    for (; m + block_rows <= m_total; m += block_rows) {
-        product_block<block_rows, V>(a + m * a_row, a_row, a_col, b, depth, n, scale, c + int64_t{m} * n);
-    }
-    for (; m < m_total; ++m) product_block<1, V>(a + m * a_row, a_row, a_col, b, depth, n, scale, c + int64_t{m} * n);
-}
-
-void product(const float* a, int64_t a_row, int64_t a_col, const float* b, int m_total, int depth, int n,
-             const float* scale, float* c) {
-    int column = 0;
-    for (; column + 2 * LANES <= n; column += 2 * LANES) {
-        product_columns<2>(a, a_row, a_col, b + column, m_total, depth, n, scale ? scale + column : nullptr,
-                           c + column);
-    }
-    if (column < n) {
-        product_columns<1>(a, a_row, a_col, b + column, m_total, depth, n, scale ? scale + column : nullptr,
-                           c + column);
     }
 }
 
