@@ -347,7 +347,43 @@ def test_the_split_cache_is_the_same_cache(llm: Llama) -> None:
     """Dense attention over keys in split order: the numbers of an unsplit cache, but for the order of sums."""
     llm.set_method("full")
     with Llama(n_ctx=2000, method="full") as unsplit:
-        assert s.n_steps == 2 == result.timings.decode_tokens
+        assert difference(forced(unsplit), forced(llm)) < 0.02
+        assert unsplit.plan.kv_dom_bytes == 0 < llm.plan.kv_dom_bytes
+
+
+def ask(llm: Llama, question: demo.Question) -> Completion:
+    """The question about the first third of the demo text, about 4,000 tokens with all that it needs."""
+    text = demo.text()
+    facts = [s for s in re.findall(r"[^.]*\.", text) if question.answer.rstrip(".") in s]
+    message = f"{demo.INTRODUCTION}\n\n{text[:13000]} {''.join(facts)} {text[13000:14500]}\n\n{question.text}"
+    return llm.chat([{"role": "user", "content": message}], stream=False, temperature=0, max_tokens=40)
+
+
+def test_fasa_answers_with_a_fraction_of_the_bytes(llm: Llama) -> None:
+    for question in demo.QUESTIONS[:3]:
+        llm.set_method("full")
+        dense = ask(llm, question)
+        llm.set_method("fasa")
+        sparse = ask(llm, question)
+        assert 3000 < dense.usage.prompt_tokens < 6000
+        assert sparse.usage.reused_tokens == dense.usage.prompt_tokens - 4
+        assert dense.text.strip() == sparse.text.strip() == question.answer
+        n, m = dense.sparsity, sparse.sparsity
+        assert (n.layers_sparse, n.layers_dense, n.tokens_selected) == (0, 8 * n.n_steps, 0)
+        assert (m.layers_sparse, m.layers_dense, m.n_steps) == (7 * m.n_steps, m.n_steps, n.n_steps)
+        assert m.tokens_selected == 256 * 2 * m.layers_sparse
+        assert m.kv_bytes_per_step < 0.4 * n.kv_bytes_per_step
+        assert m.value_bytes < 0.2 * n.value_bytes
+
+
+def test_counters_add_up(llm: Llama) -> None:
+    """Bytes of a step: dominant keys of all cached tokens, whole keys and values of the selected ones [FASA §5]."""
+    llm.set_method("fasa", n_fac=100, n_tip=16)
+    result = complete(llm, LONG, 3)
+    s = result.sparsity
+    cached = [len(LONG) + 1, len(LONG) + 2]
+    row = 2 * 2 * 128  # bytes of one token's keys, or values, in one layer: KV heads x dims x half precision
+    assert s.n_steps == 2 == result.timings.decode_tokens
     assert s.value_bytes == sum(n * row + 7 * 100 * row for n in cached)
     assert s.key_bytes == sum(n * row + 7 * (n * row // 4 + 100 * row) for n in cached)
     assert s.tokens_selected_per_layer == 200 and s.layers_sparse_per_step == 7 and s.layers_dense_per_step == 1
