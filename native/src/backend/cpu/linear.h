@@ -16,7 +16,8 @@ class Linear {
     Linear(Team& team, int n_max, int64_t n_in_max);
     ~Linear();
 
-    // All products share the input x [n][n_in], so it is quantised at most once. Products are run as one loop of the team.
+    // All products share the input x [n][n_in], so it is quantised at most once. Products are run as one loop of the
+    // team.
     void run(const LinearOut* out, int n_products, const float* x, int n);
 
     // Bytes the constructor takes for these arguments.

@@ -6,9 +6,9 @@
 namespace fasa::cpu::FASA_ISA {
 namespace {
 
-constexpr int block = 32;   // positions scored before their values are added: their rows stay in L1
-constexpr int q_group = 4;  // queries that share one conversion of a key
-constexpr int prefetch_bytes = 4096;           // how far ahead rows are fetched: memory latency times bandwidth
+constexpr int block = 32;             // positions scored before their values are added: their rows stay in L1
+constexpr int q_group = 4;            // queries that share one conversion of a key
+constexpr int prefetch_bytes = 4096;  // how far ahead rows are fetched: memory latency times bandwidth
 constexpr float minus_infinity = -__builtin_inff();
 
 vf load_half_any(const uint16_t* p, int n) { return n >= LANES ? load_half(p) : load_half_first(p, n); }
