@@ -4,6 +4,8 @@
 //
 // FASA_CPU=scalar|avx2|avx512 picks the instruction set. The best of several runs is printed; the first line is the
 // bandwidth of plain reads, which the products of one token cannot exceed.
+#include <sys/mman.h>
+
 #include <cstdio>
 #include <cstdlib>
 #include <ctime>
@@ -125,6 +127,9 @@ int main(int argc, char** argv) {
     }
     Team team(s.n_threads);
     const Buffer cold(COLD_BYTES, "cold weights");
+#ifdef MADV_NOHUGEPAGE
+    madvise(cold.data(), COLD_BYTES, MADV_NOHUGEPAGE);  // small pages, as those of a mapped file
+#endif
     std::memset(cold.data(), 1, COLD_BYTES);
     std::printf("%s, %d threads, %d x %d; plain read %.1f GB/s\n", cpu_info().name.c_str(), s.n_threads,
                 static_cast<int>(s.n_in), static_cast<int>(s.n_out), read_bandwidth(cold, team) * 1e-9);

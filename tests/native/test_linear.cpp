@@ -250,3 +250,8 @@ TEST(linear_runs_several_products_with_bias_and_sum) {
 }
 
 TEST(the_table_in_use_is_that_of_the_instruction_set_in_use) { CHECK(cpu_info().name == linear_kernels().name); }
+
+TEST(linear_refuses_rows_that_its_kernels_cannot_address) {
+    Team team(1);
+    CHECK_THROWS(Linear(team, 1, (int64_t{1} << 24) + 32), FASA_ERROR_UNSUPPORTED, "16777248");
+}

@@ -324,9 +324,9 @@ def test_several_conversations_stay_warm(tiny_path: Path) -> None:
         for prompt in (a, b):
             assert complete(llm, prompt, max_tokens=0).usage.reused_tokens == 0
         for prompt in (a, b, a):
-            assert complete(llm, [*prompt, 7], max_tokens=0).usage.reused_tokens > 70
+            assert complete(llm, [*prompt, 7], max_tokens=0).usage.reused_tokens >= 70
         complete(llm, [3] * 80, max_tokens=0)  # takes the place of b
-        assert complete(llm, a, max_tokens=0).usage.reused_tokens > 70
+        assert complete(llm, a, max_tokens=0).usage.reused_tokens >= 70
         assert complete(llm, b, max_tokens=0).usage.reused_tokens == 0
 
 

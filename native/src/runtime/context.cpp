@@ -33,7 +33,7 @@ fasa_plan checked_plan(const Model& model, const ContextConfig& config) {
 }
 
 // Fewer rows than this take kernels that round differently (as decoding does).
-constexpr size_t n_rows_alike = 4;
+constexpr size_t n_rows_alike = 10;
 
 // Tokens of the next batch of a prompt. The last batch is never a few rows alone, so that a prompt's logits do not
 // depend on where its batches end: what a prefix reused leaves to process gives the same bits as the whole.

@@ -5,6 +5,7 @@
 #include "backend/cpu/linear_kernels.h"
 #include "base/buffer.h"
 #include "base/cpu.h"
+#include "base/error.h"
 
 namespace fasa::cpu {
 
@@ -12,6 +13,8 @@ namespace {
 
 constexpr int CHUNKS_PER_THREAD = 8;     // enough to even out threads that are held up
 constexpr int64_t QUANTIZE_PART = 8192;  // values; a multiple of 32, and enough that one token is not worth two threads
+
+constexpr int64_t N_IN_MAX = 1 << 24;  // the kernels address the rows of a tile, at most 32, by 32-bit byte offsets
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -59,7 +62,13 @@ struct Linear::Impl {
           scratch(arena, kernels, t.n_threads(), n_max, n_in_max) {}
 };
 
-Linear::Linear(Team& team, int n_max, int64_t n_in_max) : impl_(std::make_unique<Impl>(team, n_max, n_in_max)) {}
+Linear::Linear(Team& team, int n_max, int64_t n_in_max) {
+    if (n_in_max > N_IN_MAX) {
+        fail(FASA_ERROR_UNSUPPORTED, "a weight matrix has rows of %lld values; at most %lld are supported",
+             static_cast<long long>(n_in_max), static_cast<long long>(N_IN_MAX));
+    }
+    impl_ = std::make_unique<Impl>(team, n_max, n_in_max);
+}
 
 Linear::~Linear() = default;
 

@@ -12,7 +12,8 @@ namespace fasa::cpu {
 // Holds the scratch for quantised activations and unpacked weight tiles, taken once; run() allocates nothing.
 class Linear {
    public:
-    // n_max: rows of x in one call; n_in_max: values in a row.
+    // n_max: rows of x in one call; n_in_max: values in a row. Throws Error(UNSUPPORTED) for rows of more than 2^24
+    // values.
     Linear(Team& team, int n_max, int64_t n_in_max);
     ~Linear();
 

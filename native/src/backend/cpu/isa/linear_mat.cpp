@@ -14,25 +14,36 @@ constexpr int V = MAT_V;
 #if defined(__AVX512F__)
 constexpr int N_TOKENS = 6;  // in the innermost loop; V * N_TOKENS sums twice fill the registers
 
-// Four products a lane of biased activations a + 128 and signed bytes w, added to sums that begin at `start`.
+// Four products a lane of unsigned activations a + 128 and signed bytes w, summed as 32-bit integers. What the bias
+// adds is known beforehand: the sums start below zero by as much.
 inline vi dot_start(vi byte_sums) { return _mm512_sub_epi32(_mm512_setzero_si512(), _mm512_slli_epi32(byte_sums, 7)); }
-template <bool NEVER_NEGATIVE>
-inline vi dot(vi sums, vi a, vi w) {
-    return _mm512_dpbusd_epi32(sums, a, w);
-}
 inline vi add_bytes(vi sums, vi w) { return _mm512_dpbusd_epi32(sums, splat(0x01010101), w); }
+
+template <class Format>
+constexpr int N_PARTIAL = Format::group / 4;  // steps whose sums can be kept in a part
+inline vi part_start(vi sums) { return sums; }
+template <class Format>
+inline vi part_add(vi part, vi a, vi w) {
+    return _mm512_dpbusd_epi32(part, a, w);
+}
+inline vi part_end(vi, vi part) { return part; }
 #else
 constexpr int N_TOKENS = 4;
 
-// Activations are not biased here, as two products of full bytes would not fit 16 bits.
+// Two products a lane as 16-bit integers, of |w| and the activation with the sign of w; nothing is biased, as two
+// products of full bytes would not fit. A part is the sum of four steps where that fits.
 inline vi dot_start(vi) { return _mm256_setzero_si256(); }
-template <bool NEVER_NEGATIVE>
-inline vi dot(vi sums, vi a, vi w) {
-    const vi pairs =
-        NEVER_NEGATIVE ? _mm256_maddubs_epi16(w, a) : _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(a, w));
-    return _mm256_add_epi32(sums, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
-}
 inline vi add_bytes(vi sums, vi) { return sums; }
+
+template <class Format>
+constexpr int N_PARTIAL = 4 * 2 * 127 * Format::largest <= 32767 ? 4 : 1;
+inline vi part_start(vi) { return _mm256_setzero_si256(); }
+template <class Format>
+inline vi part_add(vi part, vi a, vi w) {
+    if constexpr (Format::has_offset) return _mm256_add_epi16(part, _mm256_maddubs_epi16(w, a));  // w is not negative
+    return _mm256_add_epi16(part, _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(a, w)));
+}
+inline vi part_end(vi sums, vi part) { return _mm256_add_epi32(sums, _mm256_madd_epi16(part, _mm256_set1_epi16(1))); }
 #endif
 
 // What a panel holds of a group: [scale][start of the integer sums][offset, if any][bytes of each four values], each a
@@ -104,12 +115,21 @@ struct QuantizedKernel {
             for (int i = 0; i < N; ++i) {
                 for (int v = 0; v < V; ++v) dots[i][v] = load_ints(at(1, v));
             }
-            for (int step = 0; step < P::n_steps; ++step) {
-                vi w[V];
-                for (int v = 0; v < V; ++v) w[v] = load_ints(at(P::first_bytes + step, v));
+            for (int from_step = 0; from_step < P::n_steps; from_step += N_PARTIAL<Format>) {
+                vi parts[N][V];
                 for (int i = 0; i < N; ++i) {
-                    const vi x = splat(load_u32(a.q + i * n_in + g * P::group + step * 4));
-                    for (int v = 0; v < V; ++v) dots[i][v] = dot<Format::has_offset>(dots[i][v], x, w[v]);
+                    for (int v = 0; v < V; ++v) parts[i][v] = part_start(dots[i][v]);
+                }
+                for (int step = from_step; step < from_step + N_PARTIAL<Format>; ++step) {
+                    vi w[V];
+                    for (int v = 0; v < V; ++v) w[v] = load_ints(at(P::first_bytes + step, v));
+                    for (int i = 0; i < N; ++i) {
+                        const vi x = splat(load_u32(a.q + i * n_in + g * P::group + step * 4));
+                        for (int v = 0; v < V; ++v) parts[i][v] = part_add<Format>(parts[i][v], x, w[v]);
+                    }
+                }
+                for (int i = 0; i < N; ++i) {
+                    for (int v = 0; v < V; ++v) dots[i][v] = part_end(dots[i][v], parts[i][v]);
                 }
             }
             for (int v = 0; v < V; ++v) {

@@ -32,7 +32,7 @@ struct Column {
 };
 
 // unpack(column, out) calls out.bytes(g, c, q) with values 4 c .. 4 c + 3 of group g, and out.scale(g, scale) or
-// out.scale(g, scale, offset), for every group of a block.
+// out.scale(g, scale, offset), for every group of a block. `largest` is the largest |q|.
 
 template <class Block>
 struct Tiled;
@@ -49,6 +49,7 @@ inline void unpack_nibbles(const Column<Block>& b, Out& out, Convert convert) {
 template <>
 struct Tiled<BlockQ4_0> {
     static constexpr int size = QK, group = QK;
+    static constexpr int largest = 8;
     static constexpr bool has_offset = false;
     template <class Out>
     static void unpack(const Column<BlockQ4_0>& b, Out& out) {
@@ -60,6 +61,7 @@ struct Tiled<BlockQ4_0> {
 template <>
 struct Tiled<BlockQ4_1> {
     static constexpr int size = QK, group = QK;
+    static constexpr int largest = 15;
     static constexpr bool has_offset = true;
     template <class Out>
     static void unpack(const Column<BlockQ4_1>& b, Out& out) {
@@ -72,6 +74,7 @@ struct Tiled<BlockQ4_1> {
 template <>
 struct Tiled<BlockQ5_0> {
     static constexpr int size = QK, group = QK;
+    static constexpr int largest = 16;
     static constexpr bool has_offset = false;
     template <class Out>
     static void unpack(const Column<BlockQ5_0>& b, Out& out) {
@@ -84,6 +87,7 @@ struct Tiled<BlockQ5_0> {
 template <>
 struct Tiled<BlockQ5_1> {
     static constexpr int size = QK, group = QK;
+    static constexpr int largest = 31;
     static constexpr bool has_offset = true;
     template <class Out>
     static void unpack(const Column<BlockQ5_1>& b, Out& out) {
@@ -96,6 +100,7 @@ struct Tiled<BlockQ5_1> {
 template <>
 struct Tiled<BlockQ8_0> {
     static constexpr int size = QK, group = QK;
+    static constexpr int largest = 128;
     static constexpr bool has_offset = false;
     template <class Out>
     static void unpack(const Column<BlockQ8_0>& b, Out& out) {
@@ -107,6 +112,7 @@ struct Tiled<BlockQ8_0> {
 template <>
 struct Tiled<BlockIQ4_NL> {
     static constexpr int size = QK, group = QK;
+    static constexpr int largest = 127;
     static constexpr bool has_offset = false;
     template <class Out>
     static void unpack(const Column<BlockIQ4_NL>& b, Out& out) {
@@ -118,6 +124,7 @@ struct Tiled<BlockIQ4_NL> {
 template <>
 struct Tiled<BlockQ2_K> {
     static constexpr int size = QK_K, group = 16;
+    static constexpr int largest = 3;
     static constexpr bool has_offset = true;
     template <class Out>
     static void unpack(const Column<BlockQ2_K>& b, Out& out) {
@@ -139,6 +146,7 @@ struct Tiled<BlockQ2_K> {
 template <>
 struct Tiled<BlockQ3_K> {
     static constexpr int size = QK_K, group = 16;
+    static constexpr int largest = 4;
     static constexpr bool has_offset = false;
     template <class Out>
     static void unpack(const Column<BlockQ3_K>& b, Out& out) {
@@ -183,6 +191,7 @@ inline void unpack_scales_k45(const Column<Block>& b, Out& out) {
 template <>
 struct Tiled<BlockQ4_K> {
     static constexpr int size = QK_K, group = 32;
+    static constexpr int largest = 15;
     static constexpr bool has_offset = true;
     template <class Out>
     static void unpack(const Column<BlockQ4_K>& b, Out& out) {
@@ -198,6 +207,7 @@ struct Tiled<BlockQ4_K> {
 template <>
 struct Tiled<BlockQ5_K> {
     static constexpr int size = QK_K, group = 32;
+    static constexpr int largest = 31;
     static constexpr bool has_offset = true;
     template <class Out>
     static void unpack(const Column<BlockQ5_K>& b, Out& out) {
@@ -216,6 +226,7 @@ struct Tiled<BlockQ5_K> {
 template <>
 struct Tiled<BlockQ6_K> {
     static constexpr int size = QK_K, group = 16;
+    static constexpr int largest = 32;
     static constexpr bool has_offset = false;
     template <class Out>
     static void unpack(const Column<BlockQ6_K>& b, Out& out) {
@@ -241,6 +252,7 @@ struct Tiled<BlockQ6_K> {
 template <>
 struct Tiled<BlockIQ4_XS> {
     static constexpr int size = QK_K, group = 32;
+    static constexpr int largest = 127;
     static constexpr bool has_offset = false;
     template <class Out>
     static void unpack(const Column<BlockIQ4_XS>& b, Out& out) {
