@@ -33,7 +33,7 @@ export PATH := $(abspath $(BIN)):$(PATH)
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "%-10s %s\n", $$1, $$2 }' Makefile
 
-demo: $(VENV)/installed  ## have the embedded model answer questions about a long text
+demo: $(VENV)/installed  ## calibrate the embedded model; full attention and FASA side by side on a long text
 	$(BIN)/python -I -m fasa_py.demo
 
 test: $(VENV)/installed-test $(RELEASE)/$(NATIVE_TESTS)  ## run all tests, the native ones included

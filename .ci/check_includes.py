@@ -1,4 +1,4 @@
-"""Check the direction of includes in native/src: base <- gguf <- backend <- kv <- model <- runtime <- capi.
+"""Check the direction of includes in native/src: base <- gguf <- backend <- kv <- select <- model <- runtime <- capi.
 
 A file sees its own layer and those to the left of it; the backend sees only base. One device's backend does not see
 another's, and CUDA headers never leave backend/cuda.
@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-LAYERS = ["base", "gguf", "backend", "kv", "model", "runtime", "capi"]
+LAYERS = ["base", "gguf", "backend", "kv", "select", "model", "runtime", "capi"]
 PUBLIC_HEADER = "fasa.h"
 INCLUDE = re.compile(r'^\s*#\s*include\s*([<"])([^>"]+)[>"]')
 CUDA_HEADER = re.compile(

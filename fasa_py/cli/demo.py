@@ -1,4 +1,4 @@
-"""have the embedded model answer questions about a long text"""
+"""calibrate the embedded model; have it answer about a long text with full attention and with FASA"""
 
 from __future__ import annotations
 
