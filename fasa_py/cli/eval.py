@@ -30,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--cases", type=int, metavar="N", default=_DEFAULTS.n_cases, help="of each task and length")
     group.add_argument("--seed", type=int, metavar="N", default=0, help="another seed gives other cases")
     group.add_argument("--answers", choices=["auto", "exact", "free"], default="auto", help="word for word, or free")
+    group.add_argument("--quick", action="store_true", help="stop an exact answer at its first wrong token")
     group.add_argument("--decoded", type=int, metavar="N", default=_DEFAULTS.n_decoded, help="tokens of perplexity")
     group.add_argument("--text", nargs="+", metavar="FILE", default=[], help="texts instead of the built-in novels")
     group.add_argument("--minutes", type=float, metavar="X", help="begin no new case after this time")
@@ -54,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     records = evaluation(
         args.model, out=out, n_threads=args.threads, device=args.device, tasks=args.tasks, methods=args.methods,
         lengths=args.lengths, n_cases=args.cases, n_tip=args.n_tip, n_fac=args.n_fac, seed=args.seed,
-        answers=args.answers, n_decoded=args.decoded, texts=args.text, data=args.data,
+        answers=args.answers, quick=args.quick, n_decoded=args.decoded, texts=args.text, data=args.data,
         longbench_config=args.longbench_config, max_tokens=args.max_tokens, n_ctx=args.ctx, split=args.split,
         minutes=args.minutes,
     )  # fmt: skip

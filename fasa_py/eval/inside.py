@@ -34,24 +34,28 @@ class Tap:
 
     def read(self, step: int, layer: int) -> TappedLayer:
         """:raises ValueError: no such step or layer"""
-        handle, info = self._context._handle, self._info
-        seq, n_pos, n_set = (ffi.new("int32_t *") for _ in range(3))
-        q = np.empty((info.n_head, info.head_dim), np.float32)
-        count = np.zeros(info.n_head, np.int32)
-        check(
-            lib.fasa_tap_read(
-                handle, step, layer, seq, n_pos, ffi.from_buffer("float[]", q), n_set,
-                ffi.from_buffer("int32_t[]", count), ffi.NULL,
-            )
-        )  # fmt: skip
-        packed = np.empty((n_set[0], n_pos[0]), np.int32)
-        if n_set[0] > 0:
-            pointer = ffi.from_buffer("int32_t[]", packed)
-            check(lib.fasa_tap_read(handle, step, layer, seq, n_pos, ffi.NULL, n_set, ffi.NULL, pointer))
-        return TappedLayer(seq[0], n_pos[0], q, [row[:n] for row, n in zip(packed, count, strict=False)])
+        return read_tapped(self._context, self._info, step, layer)
 
     def close(self) -> None:
         check(lib.fasa_tap_start(self._context._handle, 0))
+
+
+def read_tapped(context: Context, info: ModelInfo, step: int, layer: int) -> TappedLayer:
+    """What the context's tap recorded. :raises ValueError: no such step or layer"""
+    seq, n_pos, n_set = (ffi.new("int32_t *") for _ in range(3))
+    q = np.empty((info.n_head, info.head_dim), np.float32)
+    count = np.zeros(info.n_head, np.int32)
+    check(
+        lib.fasa_tap_read(
+            context._handle, step, layer, seq, n_pos, ffi.from_buffer("float[]", q), n_set,
+            ffi.from_buffer("int32_t[]", count), ffi.NULL,
+        )
+    )  # fmt: skip
+    packed = np.empty((n_set[0], n_pos[0]), np.int32)
+    if n_set[0] > 0:
+        pointer = ffi.from_buffer("int32_t[]", packed)
+        check(lib.fasa_tap_read(context._handle, step, layer, seq, n_pos, ffi.NULL, n_set, ffi.NULL, pointer))
+    return TappedLayer(seq[0], n_pos[0], q, [row[:n] for row, n in zip(packed, count, strict=False)])
 
 
 def read_keys(context: Context, info: ModelInfo, seq: int, layer: int, head_kv: int, n: int) -> npt.NDArray[np.float32]:

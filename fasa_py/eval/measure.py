@@ -55,6 +55,23 @@ def _dense_table(n: int, n_vocab: int) -> Floats:
         return np.memmap(file, np.float32, "w+", shape=(n, n_vocab))
 
 
+def quick_answers(
+    session: Session, case: Case, candidates: Sequence[Candidate], progress: Progress | None = None
+) -> Iterator[Record]:
+    """As :func:`exact_answers`, but an answer is abandoned at its first wrong token: ``exact`` alone is measured.
+
+    :raises NotEngagedError: a sparse method attended to everything
+    """
+    session.prefill(case.prompt, progress)
+    for candidate in candidates:
+        steps = session.forced(candidate.method, case.answer)
+        exact = float(all(logits.argmax() == token for logits, token in zip(steps, case.answer, strict=False)))
+        yield _named(
+            case.task, case.length, case.name, candidate, score=exact, metric="exact", exact=exact,
+            n_prompt=len(case.prompt), n_answer=len(case.answer), **_counters(session.stats()),
+        )  # fmt: skip
+
+
 def exact_answers(
     session: Session, case: Case, candidates: Sequence[Candidate], progress: Progress | None = None
 ) -> Iterator[Record]:

@@ -13,7 +13,7 @@ from ..method import Method
 from ..model import Context, ContextSettings
 from ..progress import progress_bar
 from .cases import make_case
-from .measure import PERPLEXITY, exact_answers, free_answers, perplexity
+from .measure import PERPLEXITY, exact_answers, free_answers, perplexity, quick_answers
 from .methods import Candidate, expand
 from .results import Record, Results
 from .session import NotEngagedError, Session
@@ -38,6 +38,7 @@ class Settings:
     n_fac: Sequence[int | float] = ()
     seed: int = 0
     answers: str = "auto"
+    quick: bool = False
     n_decoded: int = 2048
     texts: Sequence[str | Path] = ()
     data: Sequence[str | Path] = ()
@@ -114,7 +115,7 @@ class _Bench:
         def work(methods: Sequence[Candidate]) -> Iterator[Record]:
             case = make_case(task, length, i, self._settings.seed, self._subject, self._haystack)
             if self._exact:
-                return exact_answers(self._session, case, methods)
+                return (quick_answers if self._settings.quick else exact_answers)(self._session, case, methods)
             return free_answers(self._session, case, methods, self._subject)
 
         return _Item(task, length, str(i), work)
@@ -173,6 +174,9 @@ def run(
         ``exact``: the expected answer is put through the model, and each of its tokens must be the most likely one;
         ``free``: the model answers in its own words, which must contain what was asked for; ``auto``: ``exact`` for the
         demo model, which was trained on these very phrasings.
+    quick
+        Abandon an exact answer at its first wrong token, which decides it: neither the share of right tokens nor the
+        divergence from dense is measured.
     n_decoded
         Tokens at the end of each length that ``perplexity`` decodes one by one.
     texts
@@ -198,6 +202,7 @@ def run(
     with progress_bar("loading") as progress:
         subject = model if isinstance(model, Subject) else Subject(model, n_threads, device, progress)
     header = {**subject.identity(), "seed": chosen.seed, "n_decoded": chosen.n_decoded, "split": chosen.split,
+              "quick": chosen.quick,
               "texts": [Path(text).name for text in chosen.texts]}  # fmt: skip
     bench = _Bench(subject, chosen, candidates)
     with Results(Path(out), header) as results:

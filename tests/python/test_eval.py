@@ -342,3 +342,12 @@ def test_results_are_plain_numbers(subject: Subject, tmp_path: Path) -> None:
     lines = (tmp_path / FILE_NAME).read_text(encoding="utf-8").splitlines()
     assert [json.loads(line) for line in lines[1:]] == records
     assert all(np.isfinite(r["nll"]) for r in records if "nll" in r)
+
+
+def test_a_quick_run_finds_the_same_answers_right(subject: Subject, tmp_path: Path) -> None:
+    settings = {**SMALL, "tasks": ["passkey"], "answers": "exact"}
+    quick = run(subject, out=tmp_path / "quick", **settings, quick=True)
+    whole = run(subject, out=tmp_path / "whole", **settings)
+    assert [r["score"] for r in quick] == [r["score"] for r in whole]
+    assert sum(r["n_decode"] for r in quick) < sum(r["n_decode"] for r in whole)
+    assert all("token" not in r for r in quick)
