@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     text = read_text(args.text, args.file)
-    with load_model(args, method="full") as llm:  # a text is scored in batches, which are always dense
+    with load_model(args) as llm:
         tokens = llm.tokenize(text, add_bos=False)
         start = llm.tokenize("")  # BOS, when the model has it: every window begins with it
         step = llm.n_ctx - len(start)

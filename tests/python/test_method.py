@@ -20,6 +20,7 @@ from fasa_py._native import ffi, lib
 from fasa_py.method import supported_methods
 
 LONG = fasa_py.Tokenizer(demo.model_path()).encode(demo.text()[:9000])[:1500]  # more than sparse attention needs to pay
+FEW = 32  # of a prompt that is known, at most so many tokens are processed again
 SHAPE = (8, 4, 64)  # layers, heads and chunks of the demo model; 2 KV heads
 
 
@@ -366,7 +367,7 @@ def test_fasa_answers_with_a_fraction_of_the_bytes(llm: Llama) -> None:
         llm.set_method("fasa")
         sparse = ask(llm, question)
         assert 3000 < dense.usage.prompt_tokens < 6000
-        assert sparse.usage.reused_tokens == dense.usage.prompt_tokens - 4
+        assert sparse.usage.reused_tokens >= dense.usage.prompt_tokens - FEW
         assert dense.text.strip() == sparse.text.strip() == question.answer
         n, m = dense.sparsity, sparse.sparsity
         assert (n.layers_sparse, n.layers_dense, n.tokens_selected) == (0, 8 * n.n_steps, 0)
@@ -416,7 +417,8 @@ def test_the_method_can_be_switched_back_and_forth(llm: Llama) -> None:
         assert llm.set_method(name, **sharp) == llm.method
         assert llm.method.name == name
         results.append(complete(llm, LONG))
-    assert [r.usage.reused_tokens for r in results] == [0] + 4 * [len(LONG) - 4]
+    assert results[0].usage.reused_tokens == 0
+    assert all(r.usage.reused_tokens >= len(LONG) - FEW for r in results[1:])
     assert results[0].tokens == results[2].tokens
     assert results[1].tokens == results[4].tokens
     assert results[0].tokens != results[1].tokens
@@ -457,7 +459,7 @@ def test_prefix_reuse_changes_nothing(kv: str) -> None:
     with Llama(n_ctx=2000, table=made_up_table(), kv=kv, method="fasa", n_fac=64, dense_layers=0) as llm:
         fresh = complete(llm, LONG)
         longer = complete(llm, [*LONG, *fresh.tokens])
-        assert longer.usage.reused_tokens == len(LONG) + len(fresh.tokens) - 4
+        assert longer.usage.reused_tokens >= len(LONG) + len(fresh.tokens) - FEW
         branch = complete(llm, [*LONG[:1000], 7, *LONG[1001:]])
         assert branch.usage.reused_tokens == 1000
         llm.reset()
@@ -524,7 +526,7 @@ def test_several_sequences() -> None:
     with Llama(n_ctx=2000, n_seq=2, table=made_up_table(), method="fasa", n_fac=64) as llm:
         first, second = complete(llm, LONG), complete(llm, LONG[::-1])
         again = complete(llm, LONG)
-        assert again.usage.reused_tokens == len(LONG) - 4
+        assert again.usage.reused_tokens >= len(LONG) - FEW
         assert again.tokens == first.tokens != second.tokens
         assert complete(llm, LONG[::-1]).tokens == second.tokens
 
