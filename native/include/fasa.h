@@ -287,12 +287,13 @@ typedef struct fasa_calibrate_params {
     int32_t n_sink, n_recent;          /* forced ones: the first, the last */
     int32_t n_joint;                   /* chunks chosen jointly; the others follow by CA */
     int32_t seq;                       /* steps of this sequence only; -1: of all */
+    int32_t max_steps;                 /* steps used, spread evenly over those that are long enough; 0: all of them */
 } fasa_calibrate_params;
 
 /* Calibrate from what a tap recorded; its positions must still be in the cache. ca [n_layer][n_head][n_chunk]: mean
  * agreement of each chunk's k best positions with the head's; order [n_layer][n_head_kv][n_chunk]: chunks chosen
  * jointly for the attention that their n_fac best positions hold; order_head [n_layer][n_head][n_chunk]: the same per
- * query head. What is NULL is not computed. n_steps: the recorded steps that were long enough. */
+ * query head. What is NULL is not computed. n_steps: the steps used, each with more than k and n_fac positions. */
 FASA_API void         fasa_calibrate_params_default(fasa_calibrate_params * out);
 FASA_API fasa_status  fasa_calibrate(float * ca, uint16_t * order, uint16_t * order_head, int32_t * n_steps,
                                      fasa_context * ctx, const fasa_calibrate_params * params,

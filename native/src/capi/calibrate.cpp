@@ -9,7 +9,7 @@ using namespace fasa;
 extern "C" {
 
 void fasa_calibrate_params_default(fasa_calibrate_params* out) {
-    if (out) *out = {256, 256, 0, 0, 32, -1};
+    if (out) *out = {256, 256, 0, 0, 32, -1, 0};
 }
 
 fasa_status fasa_calibrate(float* ca, uint16_t* order, uint16_t* order_head, int32_t* n_steps, fasa_context* ctx,
@@ -18,13 +18,13 @@ fasa_status fasa_calibrate(float* ca, uint16_t* order, uint16_t* order_head, int
         require(ctx, "ctx");
         require(params, "params");
         Poll& poll = ctx->context.start_polling();
-        const int32_t used =
-            calibrate({ca, order, order_head}, ctx->context,
-                      {params->k, params->n_fac, params->n_sink, params->n_recent, params->n_joint, params->seq},
-                      [&](float fraction) {
-                          poll();
-                          return !progress || progress(fraction, user);
-                      });
+        const int32_t used = calibrate({ca, order, order_head}, ctx->context,
+                                       {params->k, params->n_fac, params->n_sink, params->n_recent, params->n_joint,
+                                        params->seq, params->max_steps},
+                                       [&](float fraction) {
+                                           poll();
+                                           return !progress || progress(fraction, user);
+                                       });
         if (n_steps) *n_steps = used;
     });
 }

@@ -79,14 +79,21 @@ class Calibrator {
             }
             if (record.n_pos < shortest) continue;
             queries_.push_back({step, record.n_pos, nullptr, 0});
-            int32_t& longest = longest_[record.seq];
-            longest = std::max(longest, record.n_pos);
         }
         if (queries_.empty()) {
             fail(FASA_ERROR_ARGUMENT,
                  "none of the %d recorded decode steps has %d cached positions or more: calibrate with a longer text, "
                  "or a smaller k",
                  tap ? tap->n_steps() : 0, shortest);
+        }
+        const size_t n = queries_.size(), most = static_cast<size_t>(config_.max_steps);
+        if (most > 0 && n > most) {
+            for (size_t i = 0; i < most; ++i) queries_[i] = queries_[i * n / most];
+            queries_.resize(most);
+        }
+        for (const Query& query : queries_) {
+            int32_t& longest = longest_[tap->at(query.step, 0).seq];
+            longest = std::max(longest, query.n_pos);
         }
     }
 
@@ -345,6 +352,7 @@ void check(const CalibrateConfig& c) {
     require(c.n_sink >= 0, "n_sink", c.n_sink, "0 or more");
     require(c.n_recent >= 0, "n_recent", c.n_recent, "0 or more");
     require(c.n_fac > int64_t{c.n_sink} + c.n_recent, "n_fac", c.n_fac, "more than n_sink + n_recent");
+    require(c.max_steps >= 0, "max_steps", c.max_steps, "0 or more");
     require(c.n_joint >= 0, "n_joint", c.n_joint, "0 or more");
 }
 

@@ -12,6 +12,7 @@ struct CalibrateConfig {
     int32_t n_sink, n_recent;  // forced ones: the first, the last
     int32_t n_joint;           // chunks chosen jointly; the others follow by CA
     int32_t seq;               // steps of this sequence only; -1: of all
+    int32_t max_steps;         // used, spread evenly over the recorded ones; 0: all
 };
 
 // Where to write; a nullptr is not computed.
