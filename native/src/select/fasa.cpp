@@ -1,6 +1,4 @@
 // FASA's token importance prediction: positions are ranked by the scores of the dominant chunks alone [FASA §4].
-#include <algorithm>
-
 #include "base/error.h"
 #include "select/methods.h"
 #include "select/scored.h"
@@ -25,6 +23,7 @@ class Fasa final : public ScoredSelector {
         for (int32_t d = 0; d < step.kv.head_dim; ++d) q[d] = counts[d] ? q[d] : 0.0f;
     }
 
+    // Not so when the store was laid out for other sets than this method's.
     bool reads_dominant_only(const Step& step) const override {
         return step.kv.n_dom == 2 * config_.n_tip && dominant_first_[step.layer];
     }
@@ -32,14 +31,6 @@ class Fasa final : public ScoredSelector {
    private:
     const uint8_t* counts_of(int32_t layer, int32_t head) const {
         return counts_.data() + (size_t{1} * layer * shape_.n_head + head) * shape_.layout.head_dim;
-    }
-
-    bool dominant_dims_lead(int32_t layer) const {
-        for (int32_t head = 0; head < shape_.n_head; ++head) {
-            const uint8_t* counts = counts_of(layer, head);
-            if (!std::all_of(counts, counts + 2 * config_.n_tip, [](uint8_t c) { return c == 1; })) return false;
-        }
-        return true;
     }
 
     void mark_dominant(const SelectorSetup& setup, int32_t layer, int32_t head) {

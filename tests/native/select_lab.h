@@ -1,0 +1,196 @@
+// A KV cache of random keys and random queries, and selectors at work on it: what tests of selection share.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <memory>
+#include <numeric>
+#include <random>
+#include <vector>
+
+#include "base/half.h"
+#include "kv/store.h"
+#include "select/sparsity.h"
+
+namespace lab {
+
+using namespace fasa;
+using Positions = std::vector<int32_t>;
+using Lists = std::vector<Positions>;
+
+inline constexpr float scale = 0.35f;
+
+struct Shape {
+    int32_t n_layer = 3, n_head = 4, n_head_kv = 2, n_ctx = 700, n_seq = 2;
+    ChunkLayout layout = {RopeLayout::interleaved, 16, 16};
+    int32_t n_dom = 0, n_dense = 0;  // of the store
+    Criterion store_criterion = Criterion::mass;
+
+    int32_t head_dim() const { return layout.head_dim; }
+    SelectShape select() const { return {n_layer, n_head, n_head_kv, n_ctx, n_seq, layout}; }
+};
+
+inline Table random_table(const Shape& s, unsigned seed) {
+    std::mt19937 random(seed);
+    std::uniform_real_distribution<float> uniform(0, 1);
+    const int32_t n_chunk = s.layout.n_chunk();
+    Table t{s.n_layer, s.n_head, s.n_head_kv, n_chunk, Criterion::mass, {}, {}, {}};
+    for (int64_t i = 0; i < int64_t{s.n_layer} * s.n_head * n_chunk; ++i) t.ca.push_back(uniform(random));
+    const auto orders = [&](int32_t n_set, std::vector<uint16_t>& out) {
+        std::vector<uint16_t> order(static_cast<size_t>(n_chunk));
+        std::iota(order.begin(), order.end(), uint16_t{0});
+        for (int32_t set = 0; set < n_set; ++set) {
+            std::shuffle(order.begin(), order.end(), random);
+            out.insert(out.end(), order.begin(), order.end());
+        }
+    };
+    orders(s.n_layer * s.n_head_kv, t.order);
+    orders(s.n_layer * s.n_head, t.order_head);
+    return t;
+}
+
+inline std::vector<int16_t> store_order(const Shape& s, const Table& table) {
+    std::vector<int16_t> order;
+    for (int32_t i = 0; s.n_dom > 0 && i < s.n_layer * s.n_head_kv; ++i) {
+        std::vector<uint16_t> chosen;
+        if (i / s.n_head_kv >= s.n_dense) {
+            chosen = fill_dims(s.layout, table.ranking(i / s.n_head_kv, i % s.n_head_kv, s.store_criterion), s.n_dom);
+        }
+        const auto dims = dim_order(s.layout, chosen);
+        order.insert(order.end(), dims.begin(), dims.end());
+    }
+    return order;
+}
+
+// Queries, keys and values are numbered by the file's dims; the cache has them in its own order.
+class Lab {
+   public:
+    explicit Lab(const Shape& shape, int32_t n_batch = 64)
+        : s(shape),
+          table(random_table(shape, 11)),
+          order(store_order(shape, table)),
+          kv({s.n_layer, s.n_head_kv, s.head_dim(), s.n_ctx, s.n_seq, s.n_dom, s.n_dense}, order),
+          device(make_cpu_device(2)),
+          ops(device->make_ops({n_batch, 64, s.n_head, s.n_head_kv, s.head_dim(), s.n_ctx})) {
+        Arena measure;
+        SelectScratch::take(measure, s.select());
+        memory = Buffer(measure.used(), "test");
+        Arena arena(memory.data());
+        scratch = SelectScratch::take(arena, s.select());
+        keys.resize(static_cast<size_t>(s.n_layer * s.n_seq * s.n_head_kv) * s.n_ctx * s.head_dim());
+        queries.resize(static_cast<size_t>(s.n_layer * s.n_seq * s.n_head) * s.n_ctx * s.head_dim());
+    }
+
+    void make(const SelectConfig& c) {
+        config = c;
+        sparsity = std::make_unique<Sparsity>(SelectorSetup{config, s.select(), &table, order, *ops, scratch});
+    }
+
+    double& key(int32_t layer, int32_t seq, int32_t head_kv, int32_t pos, int32_t d) {
+        return keys[(((int64_t{layer} * s.n_seq + seq) * s.n_head_kv + head_kv) * s.n_ctx + pos) * s.head_dim() + d];
+    }
+    double& query(int32_t layer, int32_t seq, int32_t head, int32_t pos, int32_t d) {
+        return queries[(((int64_t{layer} * s.n_seq + seq) * s.n_head + head) * s.n_ctx + pos) * s.head_dim() + d];
+    }
+    double score(int32_t layer, int32_t seq, int32_t head, int32_t q_pos, int32_t pos) {
+        double sum = 0;
+        for (int32_t d = 0; d < s.head_dim(); ++d) {
+            sum += query(layer, seq, head, q_pos, d) * key(layer, seq, head * s.n_head_kv / s.n_head, pos, d);
+        }
+        return sum;
+    }
+    // Softmax weights of one query over the listed positions.
+    std::vector<double> weights(int32_t layer, int32_t seq, int32_t head, int32_t q_pos, const Positions& over) {
+        std::vector<double> w;
+        for (const int32_t pos : over) w.push_back(scale * score(layer, seq, head, q_pos, pos));
+        const double top = *std::max_element(w.begin(), w.end());
+        double sum = 0;
+        for (double& x : w) sum += x = std::exp(x - top);
+        for (double& x : w) x /= sum;
+        return w;
+    }
+
+    // New random tokens at n positions from pos0 on, in all layers: stored and observed, but not selected for.
+    void append(int32_t seq, int32_t pos0, int32_t n) {
+        for (int32_t layer = 0; layer < s.n_layer; ++layer) append_layer(layer, seq, pos0, n);
+    }
+    // One decode step at position pos: the lists of every layer, empty for a dense one.
+    std::vector<Lists> step(int32_t seq, int32_t pos) {
+        std::vector<Lists> out;
+        for (int32_t layer = 0; layer < s.n_layer; ++layer) {
+            const std::vector<float> q = append_layer(layer, seq, pos, 1);
+            const Selection* chosen = sparsity->select(layer, {seq, pos, 1}, q.data(), scale, kv.layer(layer));
+            Lists lists;
+            for (int32_t set = 0; chosen && set < chosen->n_set; ++set) {
+                lists.emplace_back(chosen->list(set), chosen->list(set) + chosen->count[set]);
+            }
+            out.push_back(lists);
+        }
+        return out;
+    }
+
+    const Shape s;
+    const Table table;
+    const std::vector<int16_t> order;
+    KvStore kv;
+    std::unique_ptr<Device> device;
+    std::unique_ptr<Ops> ops;
+    Buffer memory;
+    SelectScratch scratch{};
+    SelectConfig config;
+    std::unique_ptr<Sparsity> sparsity;
+
+   private:
+    std::vector<float> append_layer(int32_t layer, int32_t seq, int32_t pos0, int32_t n) {
+        const KvView view = kv.layer(layer);
+        const int32_t head_dim = s.head_dim(), group = s.n_head / s.n_head_kv;
+        std::vector<float> q(static_cast<size_t>(n * s.n_head * head_dim));
+        for (int32_t i = 0; i < n; ++i) {
+            for (int32_t head = 0; head < s.n_head_kv; ++head) {
+                const int16_t* dims = view.order_of(head);
+                for (int32_t d = 0; d < head_dim; ++d) {
+                    const uint16_t half = float_to_half(normal(random));
+                    uint16_t* rest = view.rest_at(seq, head, pos0 + i);
+                    (d < view.n_dom ? view.dom_at(seq, head, pos0 + i)[d] : rest[d - view.n_dom]) = half;
+                    key(layer, seq, head, pos0 + i, dims ? dims[d] : d) = half_to_float(half);
+                }
+            }
+            for (int32_t head = 0; head < s.n_head; ++head) {
+                const int16_t* dims = view.order_of(head / group);
+                for (int32_t d = 0; d < head_dim; ++d) {
+                    const float value = 1.5f * normal(random);
+                    q[(int64_t{i} * s.n_head + head) * head_dim + d] = value;
+                    query(layer, seq, head, pos0 + i, dims ? dims[d] : d) = static_cast<double>(value);
+                }
+            }
+        }
+        if (sparsity) sparsity->observe(layer, {seq, pos0, n}, q.data(), scale, view);
+        return q;
+    }
+
+    std::mt19937 random{5};
+    std::normal_distribution<float> normal;
+    std::vector<double> keys, queries;
+};
+
+inline Positions range(int32_t first, int32_t last) {
+    Positions all(static_cast<size_t>(std::max(0, last - first)));
+    std::iota(all.begin(), all.end(), first);
+    return all;
+}
+
+// The best `keep` of the scores' indices: the first n_sink, the last n_recent, then the highest; ascending.
+inline Positions best(const std::vector<double>& scores, int32_t keep, int32_t n_sink, int32_t n_recent) {
+    const int32_t n = static_cast<int32_t>(scores.size());
+    keep = std::min(keep, n);
+    n_sink = std::min(n_sink, keep);
+    n_recent = std::min(n_recent, keep - n_sink);
+    Positions ranked = range(n_sink, n - n_recent), chosen = range(0, n_sink);
+    std::stable_sort(ranked.begin(), ranked.end(), [&](int32_t a, int32_t b) { return scores[a] > scores[b]; });
+    chosen.insert(chosen.end(), ranked.begin(), ranked.begin() + (keep - n_sink - n_recent));
+    for (const int32_t pos : range(n - n_recent, n)) chosen.push_back(pos);
+    std::sort(chosen.begin(), chosen.end());
+    return chosen;
+}
+
+}  // namespace lab
