@@ -129,19 +129,14 @@ class _Bench:
 
 
 def _require_engaged(records: Sequence[Record], candidates: Sequence[Candidate]) -> None:
-    """:raises NotEngagedError: a sparse method had no sparse layer in any case of a task"""
+    """:raises NotEngagedError: a sparse method decoded a task's cases without a single sparse layer"""
     labels = {candidate.label for candidate in candidates if not candidate.is_dense}
-    sparse: dict[tuple[str, str], int] = {}
-    for record in records:
-        if record["method"] not in labels:
-            continue
-        pair = (record["task"], record["method"])
-        sparse[pair] = sparse.get(pair, 0) + record["layers_sparse"]
-    idle = [pair for pair, n in sparse.items() if n == 0]
-    if idle:
-        raise NotEngagedError(
-            f"{idle[0][1]} attended to everything in every case of {idle[0][0]}: texts must be longer than n_fac"
-        )
+    decoded = [r for r in records if r["method"] in labels and r["n_decode"] > 0]
+    for task, method in dict.fromkeys((r["task"], r["method"]) for r in decoded):
+        if not any(r["layers_sparse"] for r in decoded if (r["task"], r["method"]) == (task, method)):
+            raise NotEngagedError(
+                f"{method} attended to everything in every case of {task}: texts must be longer than n_fac"
+            )
 
 
 def run(
