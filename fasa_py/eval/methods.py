@@ -32,7 +32,7 @@ class Candidate:
         m = self.method
         if m.name in _HAS_NO_BUDGET:
             return self.spec
-        tip = f" n_tip={m.n_tip or 'auto'}" if m.name in _HAS_N_TIP else ""
+        tip = f" n_tip={m.n_tip}" if m.name in _HAS_N_TIP and m.n_tip is not None else ""
         return f"{self.spec}{tip} n_fac={m.n_fac}"
 
     @property
@@ -72,16 +72,19 @@ def parse_method(spec: str) -> Candidate:
     return Candidate(spec, replace(method, **changes))  # type: ignore[arg-type]
 
 
-def expand(specs: Iterable[str], n_tip: Sequence[int] = (), n_fac: Sequence[int | float] = ()) -> list[Candidate]:
+def expand(
+    specs: Iterable[str], n_tip: Sequence[int] = (), n_fac: Sequence[int | float] = (), default_n_tip: int | None = None
+) -> list[Candidate]:
     """Every method with every ``n_tip`` and ``n_fac`` that applies to it, dense first: it is what others compare with.
 
-    A setting written in a spec itself stays as written.
+    A setting written in a spec itself stays as written; ``default_n_tip`` is used where none is given.
     """
     made: dict[str, Candidate] = {}
+    tips = list(n_tip) or [default_n_tip]
     for spec in specs:
         base = parse_method(spec)
         written = {setting.partition("=")[0] for setting in spec.partition(":")[2].split(",")}
-        for tip in n_tip if base.method.name in _HAS_N_TIP and "n_tip" not in written and n_tip else [None]:
+        for tip in tips if base.method.name in _HAS_N_TIP and "n_tip" not in written else [None]:
             for fac in n_fac if base.method.name not in _HAS_NO_BUDGET and "n_fac" not in written and n_fac else [None]:
                 changes = {name: value for name, value in (("n_tip", tip), ("n_fac", fac)) if value is not None}
                 candidate = Candidate(spec, replace(base.method, **changes))  # type: ignore[arg-type]

@@ -193,9 +193,10 @@ def run(
     """
     chosen = Settings(**settings)
     chosen.check()
-    candidates = expand(chosen.methods, chosen.n_tip, chosen.n_fac)
+    expand(chosen.methods)  # what is misspelt is found before the model is loaded
     with progress_bar("loading") as progress:
         subject = model if isinstance(model, Subject) else Subject(model, n_threads, device, progress)
+    candidates = expand(chosen.methods, chosen.n_tip, chosen.n_fac, subject.default_n_tip)
     header = {**subject.identity(), "seed": chosen.seed, "n_decoded": chosen.n_decoded, "split": chosen.split,
               "quick": chosen.quick,
               "texts": [Path(text).name for text in chosen.texts]}  # fmt: skip

@@ -49,6 +49,11 @@ class Subject:
         """Whether the model was trained to answer the generated tasks word for word: the demo model was."""
         return str(self.metadata.get("general.name", "")).startswith(_DEMO_NAME)
 
+    @property
+    def default_n_tip(self) -> int:
+        """A quarter of a head's chunks, as the engine has it."""
+        return max(1, (self.info.head_dim - self.info.n_rot // 2) // 4)
+
     def identity(self) -> dict[str, Any]:
         """What results depend on: the file's name, a fingerprint of the weights, a checksum of the table."""
         table = {key: value for key, value in sorted(self.metadata.items()) if key.startswith("fasa.")}

@@ -351,3 +351,11 @@ def test_a_quick_run_finds_the_same_answers_right(subject: Subject, tmp_path: Pa
     assert [r["score"] for r in quick] == [r["score"] for r in whole]
     assert sum(r["n_decode"] for r in quick) < sum(r["n_decode"] for r in whole)
     assert all("token" not in r for r in quick)
+
+
+def test_budgets_are_named_in_full(subject: Subject) -> None:
+    made = expand(["dense", "sparq", "quest"], default_n_tip=subject.default_n_tip)
+    assert [c.label for c in made] == ["dense", f"sparq n_tip={subject.default_n_tip} n_fac=256", "quest n_fac=256"]
+    context = Context(subject.model, ContextSettings(n_ctx=64, method=Method("sparq")))
+    assert context.method.n_tip == subject.default_n_tip
+    context.close()
