@@ -7,6 +7,7 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
+from .calibration import CalibrationTable, calibrate
 from .chat import ChatTemplate
 from .errors import (
     CancelledError,
@@ -32,6 +33,7 @@ except PackageNotFoundError:  # run from a checkout
 
 __all__ = [
     "GGUF",
+    "CalibrationTable",
     "CancelledError",
     "ChatTemplate",
     "Completion",
@@ -50,4 +52,5 @@ __all__ = [
     "UnsupportedError",
     "Usage",
     "__version__",
+    "calibrate",
 ]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,6 @@ import numpy.typing as npt
 
 from ._native import check, ffi, lib
 from .errors import FormatError
-from .gguf import GGUF
 from .method import criterion_number
 from .model import Model
 
@@ -69,42 +67,22 @@ def _pointer(kind: str, array: npt.NDArray[Any] | None) -> Any:
 def load_table(model: Model, source: Any) -> Table:
     """The table that a calibrated GGUF file carries, or that an object describes.
 
-    :param source: a path, or anything with ``ca`` and, where it has them, ``order``, ``order_head`` and ``criterion``
+    :param source: a path, or anything like a :class:`fasa_py.CalibrationTable`: with ``ca`` and, where it has them,
+        ``order``, ``order_head``, ``criterion`` and ``chunk_layout``
     :raises OSError, FormatError: the file cannot be read, has no table, or one that does not fit the model
     :raises TypeError: an object without ``ca``
     """
+    from .calibration import CalibrationTable  # it runs models, which have tables
+
     if isinstance(source, (str, os.PathLike)):
-        with GGUF(source) as gguf:
-            return _stored_table(model, gguf.path, gguf.metadata)
+        source = CalibrationTable.from_gguf(source)
     if not hasattr(source, "ca"):
         raise TypeError(f"a table is the path of a calibrated file, or has ca and order, not {type(source).__name__}")
+    layout = getattr(source, "chunk_layout", model.info.rope_layout)
+    if layout != model.info.rope_layout:
+        raise FormatError(
+            f'the table was made for the chunk layout "{layout}", this model\'s is "{model.info.rope_layout}"'
+        )
     order, order_head = getattr(source, "order", None), getattr(source, "order_head", None)
     criterion = getattr(source, "criterion", None) or ("ca" if order is None else "mass")
     return Table(model, source.ca, order, order_head, criterion)
-
-
-def _stored_table(model: Model, path: str, metadata: Mapping[str, Any]) -> Table:
-    """The table of another file: checked as the model's own would be."""
-    if "fasa.version" not in metadata:
-        raise FormatError(f"{path}: the file carries no FASA table (python tools/calibrate_to_gguf.py makes one)")
-    expected = {"fasa.version": 1, "fasa.n_chunk": n_chunk(model), "fasa.chunk_layout": model.info.rope_layout}
-    for key, value in expected.items():
-        if metadata.get(key) != value:
-            raise FormatError(f'{path}: metadata key "{key}" is {metadata.get(key)!r}, this model needs {value!r}')
-    info = model.info
-
-    def array(key: str, n_head: int) -> Any:
-        values = metadata.get(key)
-        if values is None:
-            return None
-        size = info.n_layer * n_head * n_chunk(model)
-        if not isinstance(values, np.ndarray) or len(values) != size:
-            raise FormatError(f'{path}: metadata key "{key}" is no array of {size} numbers, as this model needs')
-        return values.reshape(info.n_layer, n_head, n_chunk(model))
-
-    ca = array("fasa.ca_scores", info.n_head)
-    criterion = metadata.get("fasa.criterion")
-    if ca is None or criterion not in ("ca", "mass"):
-        raise FormatError(f'{path}: the FASA table has no "fasa.ca_scores", or no "fasa.criterion" of ca and mass')
-    order, order_head = array("fasa.chunk_order", info.n_head_kv), array("fasa.chunk_order_head", info.n_head)
-    return Table(model, ca, order, order_head, criterion)

@@ -64,10 +64,16 @@ def test_demo_answers_everything_right_in_a_pipe() -> None:
     )
     assert run.returncode == 0, run.stdout + run.stderr
     assert "\x1b" not in run.stdout, "no colours in a pipe"
-    assert f"{len(demo.QUESTIONS)} of {len(demo.QUESTIONS)} answers right" in run.stdout
-    assert run.stdout.count("tokens reused, only") == len(demo.QUESTIONS) - 1
+    n = len(demo.QUESTIONS)
+    assert f"{2 * n} of {2 * n} answers right" in run.stdout
+    assert run.stdout.count("✓ right") == 2 * n
+    assert run.stdout.count("tokens reused, only") == n - 1
     for question in demo.QUESTIONS:
-        assert f"{question.text}\n{question.answer}" in run.stdout
+        assert question.text in run.stdout
+        assert run.stdout.count(question.answer[-7:]) == 2, "once for each method"
+    full, fasa = re.findall(r"^ *(?:full attention|FASA) .* ([\d.]+) MiB .*(\d) of 8 ", run.stdout, re.MULTILINE)
+    assert (full[1], fasa[1]) == ("0", "7")
+    assert float(fasa[0]) < 0.4 * float(full[0])
 
 
 def test_a_wrong_answer_is_reported_and_gives_exit_code_1(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,8 +82,10 @@ def test_a_wrong_answer_is_reported_and_gives_exit_code_1(monkeypatch: pytest.Mo
     text = "The fog was thick. The door code is 61010. The bell rang from the ship, and nobody came. The sea was calm."
     monkeypatch.setattr(show, "text", lambda: text)
     monkeypatch.setattr(show, "QUESTIONS", (right, wrong))
+    monkeypatch.setattr(show, "_calibrate", lambda _console, _directory: demo.model_path())
     shown = io.StringIO()
     assert show.show(Console(file=shown, width=100)) is False
-    assert "✗ wrong, expected: The door code is 7." in shown.getvalue()
-    assert "1 of 2 answers right" in shown.getvalue()
+    assert shown.getvalue().count("✗ wrong") == shown.getvalue().count("✓ right") == 2
+    assert "expected: The door code is 7." in shown.getvalue()
+    assert "2 of 4 answers right" in shown.getvalue()
     assert demo.main() == 1
