@@ -80,7 +80,7 @@ def expand(
     A setting written in a spec itself stays as written; ``default_n_tip`` is used where none is given.
     """
     made: dict[str, Candidate] = {}
-    tips = list(n_tip) or [default_n_tip]
+    tips: Sequence[int | None] = list(n_tip) or [default_n_tip]
     for spec in specs:
         base = parse_method(spec)
         written = {setting.partition("=")[0] for setting in spec.partition(":")[2].split(",")}
