@@ -106,7 +106,7 @@ def _ask(console: Console, llm: Llama, messages: Sequence[dict[str, str]], quest
         read = llm.chat(messages, max_tokens=0, progress=progress)
     console.print(_effort(read), style="dim")
     answers = Answers(question, [])
-    with Live(console=console, auto_refresh=False) as live:
+    with Live(console=console, auto_refresh=False, transient=True) as live:
         for _, method in _METHODS:
             llm.set_method(method)
             shown = ""
@@ -116,7 +116,7 @@ def _ask(console: Console, llm: Llama, messages: Sequence[dict[str, str]], quest
                     live.update(_side_by_side(answers, shown), refresh=True)
             assert stream.completion is not None  # the stream has ended
             answers.completions.append(stream.completion)
-        live.update(_side_by_side(answers), refresh=True)
+    console.print(_side_by_side(answers))
     console.print()
     if not all(answers.right):
         console.print(f"expected: {question.answer}", style="bold red")

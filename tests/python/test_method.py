@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from gguf import GGUFValueType, GGUFWriter
 from tiny_models import TinyModel, write
 
 import fasa_py
@@ -20,6 +21,7 @@ from fasa_py._native import ffi, lib
 from fasa_py.method import supported_methods
 
 LONG = fasa_py.Tokenizer(demo.model_path()).encode(demo.text()[:9000])[:1500]  # more than sparse attention needs to pay
+TYPES = {"f": GGUFValueType.FLOAT32, "H": GGUFValueType.UINT16}
 FEW = 32  # of a prompt that is known, at most so many tokens are processed again
 SHAPE = (8, 4, 64)  # layers, heads and chunks of the demo model; 2 KV heads
 
@@ -230,10 +232,16 @@ def test_a_split_cache_refuses_sets_per_query_head_later_too() -> None:
 def test_another_files_table(tmp_path: Path) -> None:
     """The table of the path given decides, as the same arrays do."""
     values: dict[str, Any] = {
+        "llama.block_count": 8, "llama.attention.head_count": 4, "llama.attention.head_count_kv": 2,
         "fasa.version": 1, "fasa.n_chunk": 64, "fasa.chunk_layout": "interleaved", "fasa.criterion": "mass",
+        "fasa.calibration.k": 256, "fasa.calibration.n_steps": 1, "fasa.calibration.n_samples": 1,
+        "fasa.calibration.source": "made up", "fasa.calibration.model_sha256": 64 * "0",
     }  # fmt: skip
     given = made_up_table(3)
-    arrays = {"fasa.ca_scores": given.ca.astype(np.float32).ravel(), "fasa.chunk_order": given.order.ravel()}
+    arrays = {
+        "fasa.ca_scores": given.ca.astype(np.float32).ravel(),
+        "fasa.chunk_order": given.order.astype(np.uint16).ravel(),
+    }
     path = carrier(tmp_path, values | arrays)
     found = []
     for table in (path, str(path), given, made_up_table(4)):
@@ -242,19 +250,20 @@ def test_another_files_table(tmp_path: Path) -> None:
     assert found[0] == found[1] == found[2] != found[3]
     for changes, message in (
         ({"fasa.version": None}, "no FASA table"),
-        ({"fasa.version": 2}, "fasa.version"),
-        ({"fasa.n_chunk": 32}, "fasa.n_chunk"),
-        ({"fasa.chunk_layout": "half_split"}, "fasa.chunk_layout"),
-        ({"fasa.criterion": "best"}, "fasa.criterion"),
+        ({"fasa.version": 2}, "version 2"),
+        ({"fasa.n_chunk": 32}, "fasa.ca_scores"),
+        ({"llama.block_count": 4}, "fasa.ca_scores"),
+        ({"fasa.chunk_layout": "half_split"}, "chunk layout"),
+        ({"fasa.criterion": "best"}, "criterion must be"),
         ({"fasa.ca_scores": None}, "fasa.ca_scores"),
         ({"fasa.ca_scores": arrays["fasa.ca_scores"][:-1]}, "fasa.ca_scores"),
         ({"fasa.ca_scores": np.full(2048, 1.5, np.float32)}, "expected 0 to 1"),
         ({"fasa.ca_scores": np.full(2048, np.nan, np.float32)}, "expected 0 to 1"),
-        ({"fasa.chunk_order": np.zeros(1024, int)}, "no permutation"),
-        ({"fasa.chunk_order": np.full(1024, 64)}, "0 to 63"),
+        ({"fasa.chunk_order": np.zeros(1024, np.uint16)}, "no permutation"),
+        ({"fasa.chunk_order": np.full(1024, 64, np.uint16)}, "0 to 63"),
         ({"fasa.chunk_order": "text"}, "fasa.chunk_order"),
     ):
-        with pytest.raises(FormatError, match=message):
+        with pytest.raises(ValueError, match=message):  # FormatError is one
             Llama(n_ctx=64, table=carrier(tmp_path, values | arrays | changes))
     with pytest.raises(OSError, match="missing"):
         Llama(n_ctx=64, table=tmp_path / "missing.gguf")
@@ -262,13 +271,11 @@ def test_another_files_table(tmp_path: Path) -> None:
 
 def carrier(directory: Path, metadata: dict[str, Any]) -> Path:
     """A GGUF file with these keys, of no use as a model."""
-    from gguf import GGUFWriter
-
     path = directory / "table.gguf"
     writer = GGUFWriter(path, "llama")
     for key, value in metadata.items():
         if isinstance(value, np.ndarray):
-            writer.add_array(key, [v.item() for v in value])
+            writer.add_key_value(key, value.tolist(), GGUFValueType.ARRAY, TYPES[value.dtype.char])
         elif isinstance(value, str):
             writer.add_string(key, value)
         elif value is not None:
