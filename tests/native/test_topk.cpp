@@ -71,30 +71,3 @@ TEST(topk_equals_sorting) {
     std::fill(scores.begin(), scores.end(), NAN);
     check_all(topk, scores, n_ctx);
 }
-
-TEST(topk_filters_agree) {
-    std::mt19937 random(2);
-    std::normal_distribution<float> normal;
-    std::vector<float> scores(300);
-    for (float& s : scores) s = normal(random);
-    scores[17] = NAN;
-    std::vector<AppendAbove> filters;
-#if FASA_X86
-    if (cpu_info().isa != Isa::scalar) filters.push_back(append_above(Isa::avx2));
-    if (cpu_info().isa == Isa::avx512) filters.push_back(append_above(Isa::avx512));
-#endif
-    for (const int n : {0, 1, 15, 16, 17, 255, 300}) {
-        for (const float threshold : {-infinity, 0.0f, 1.5f, infinity}) {
-            std::vector<Candidate> expected(400);
-            const int count = append_above(Isa::scalar)(scores.data(), n, threshold, 1000, expected.data());
-            CHECK(count <= n);
-            for (const AppendAbove filter : filters) {
-                std::vector<Candidate> found(400);
-                CHECK(filter(scores.data(), n, threshold, 1000, found.data()) == count);
-                CHECK(std::equal(
-                    found.begin(), found.begin() + count, expected.begin(),
-                    [](const Candidate& a, const Candidate& b) { return a.pos == b.pos && a.score == b.score; }));
-            }
-        }
-    }
-}

@@ -18,20 +18,16 @@ float normal_quantile(const ScoreRange& range, int n, int k) {
     return mean + (2 * k <= n ? z : -z) * std::sqrt(variance);
 }
 
-// Two thresholds between which the k-th best score lies: at least k scores are above low, at most k above high.
-struct Bracket {
-    float low, high;
-    int n_low, n_high;
+float middle(const Bracket& b) { return b.low + (b.high - b.low) / 2; }
 
-    // Where counts that fall exponentially would reach k.
-    float interpolate(int k) const {
-        if (n_high == 0) return middle();
-        const float total = std::log(static_cast<float>(n_low) / static_cast<float>(n_high));
-        return low + (high - low) * (std::log(static_cast<float>(n_low) / static_cast<float>(k)) / total);
-    }
-    float middle() const { return low + (high - low) / 2; }
-    bool inside(float x) const { return low < x && x < high; }
-};
+bool inside(const Bracket& b, float x) { return b.low < x && x < b.high; }
+
+// Where counts that fall exponentially would reach k.
+float interpolate(const Bracket& b, int k) {
+    if (b.n_high == 0) return middle(b);
+    const float total = std::log(static_cast<float>(b.n_low) / static_cast<float>(b.n_high));
+    return b.low + (b.high - b.low) * (std::log(static_cast<float>(b.n_low) / static_cast<float>(k)) / total);
+}
 
 }  // namespace
 
@@ -43,20 +39,25 @@ const RankKernels& rank_kernels([[maybe_unused]] Isa isa) {
     return scalar::rank;
 }
 
-// Counting costs a comparison a score, so a handful of counts finds thresholds with few scores between them; only those
-// are sorted. Every third guess halves the bracket, which bounds the number of counts.
-double top_weight(const RankKernels& kernels, const float* scores, const float* weights, int n, int k,
-                  const ScoreRange& range, Candidate* candidates) {
+// Counting costs a comparison a score, so a handful of counts finds thresholds with few scores between them. Every third
+// guess halves the bracket, which bounds the number of counts.
+Bracket bracket_best(const RankKernels& kernels, const float* scores, int n, int k, const ScoreRange& range) {
     Bracket b{std::nextafter(range.min, -INFINITY), range.max, n, 0};
     float guess = normal_quantile(range, n, k);
     for (int i = 0; b.n_low - b.n_high > sort_limit; ++i) {
-        if (!b.inside(guess)) guess = b.middle();
-        if (!b.inside(guess)) break;  // neighbours: all that is left are equals
+        if (!inside(b, guess)) guess = middle(b);
+        if (!inside(b, guess)) break;  // neighbours: all that is left are equals
         const int count = kernels.count_above(scores, n, guess);
         if (count >= k) b.low = guess, b.n_low = count;
         if (count <= k) b.high = guess, b.n_high = count;
-        guess = i % 3 == 2 ? b.middle() : b.interpolate(k);
+        guess = i % 3 == 2 ? middle(b) : interpolate(b, k);
     }
+    return b;
+}
+
+double top_weight(const RankKernels& kernels, const float* scores, const float* weights, int n, int k,
+                  const ScoreRange& range, Candidate* candidates) {
+    const Bracket b = bracket_best(kernels, scores, n, k, range);
     double total = static_cast<double>(kernels.weight_above(scores, weights, n, b.high));
     const int n_left = k - b.n_high;
     if (n_left == 0) return total;

@@ -7,57 +7,57 @@
 namespace fasa::cpu {
 namespace {
 
-constexpr int32_t step = 256;  // scores looked at between two looks at whether the buffer is full
+constexpr float infinity = std::numeric_limits<float>::infinity();
 
-// Room for k candidates, as many again so that pruning is rare, and one step.
-size_t capacity(int32_t n_ctx) { return 2 * static_cast<size_t>(n_ctx) + 4 * step; }
+// NaN counts as the lowest score.
+float rank_of(float score) { return std::isnan(score) ? -infinity : score; }
 
 }  // namespace
 
-AppendAbove append_above([[maybe_unused]] Isa isa) {
-#ifdef FASA_X86
-    if (isa == Isa::avx512) return avx512::append_above;
-    if (isa == Isa::avx2) return avx2::append_above;
-#endif
-    return scalar::append_above;
-}
-
 size_t TopK::scratch_bytes(const OpsLimits& limits, int n_threads) {
-    return static_cast<size_t>(n_threads) * capacity(limits.n_ctx) * sizeof(Candidate);
+    return static_cast<size_t>(n_threads) * 2 * static_cast<size_t>(limits.n_ctx) * sizeof(Candidate);
 }
 
 TopK::TopK(Team& team, const OpsLimits& limits)
-    : append_above_(append_above(cpu_info().isa)),
+    : kernels_(rank_kernels(cpu_info().isa)),
       team_(team),
       n_ctx_(limits.n_ctx),
       memory_(scratch_bytes(limits, team.n_threads()), "selection scratch") {}
 
-// The threshold is the k-th best score so far, so after the first few steps almost nothing passes it and the cost is
-// one comparison a score. A later score equal to the threshold loses to the earlier one, as it must.
-Candidate* TopK::best(const float* scores, int32_t first, int32_t last, int32_t k, int thread) {
-    Candidate* kept = static_cast<Candidate*>(memory_.data()) + static_cast<size_t>(thread) * capacity(n_ctx_);
-    const int32_t full = 2 * k + step;
-    int32_t n = 0;
-    for (; n < std::min(full, last - first); ++n) {
-        const float score = scores[first + n];
-        kept[n] = {std::isnan(score) ? -std::numeric_limits<float>::infinity() : score, first + n};
+Candidate TopK::cut(Candidate* candidates, int32_t n, int32_t k) {
+    std::nth_element(candidates, candidates + (k - 1), candidates + n, better);
+    return candidates[k - 1];
+}
+
+// A handful of counts brackets the k-th best score, one comparison a score each; what lies above the bracket is chosen,
+// and only the few scores inside are told apart. Scores that are not finite cannot be bracketed and are sorted.
+void TopK::best(const float* scores, int32_t n, int32_t k, int32_t first, int32_t* positions, int thread) {
+    Candidate* candidates = static_cast<Candidate*>(memory_.data()) + size_t{2} * thread * n_ctx_;
+    Candidate* undecided = candidates + n_ctx_;
+    const ScoreRange range = kernels_.range(scores, n);
+    int32_t n_candidates = n, n_above = 0;
+    float above = infinity;
+    if (std::isfinite(range.sum_squares)) {
+        const Bracket bracket = bracket_best(kernels_, scores, n, k, range);
+        n_candidates = kernels_.append_between(scores, n, bracket.low, infinity, candidates);
+        n_above = bracket.n_high;
+        above = bracket.high;
+    } else {
+        for (int32_t j = 0; j < n; ++j) candidates[j] = {rank_of(scores[j]), j};
+        above = std::numeric_limits<float>::quiet_NaN();  // nothing is above it
     }
-    const auto prune = [&] {
-        if (n > k) std::nth_element(kept, kept + k - 1, kept + n, better);
-        n = std::min(n, k);
-        return kept[k - 1].score;
-    };
-    if (first + n == last) {
-        prune();
-        return kept;
+    Candidate last{-infinity, n};
+    if (n_above < k) {
+        int32_t n_undecided = 0;
+        for (int32_t i = 0; i < n_candidates; ++i) {
+            if (!(candidates[i].score > above)) undecided[n_undecided++] = candidates[i];
+        }
+        last = cut(undecided, n_undecided, k - n_above);
     }
-    float threshold = prune();
-    for (int32_t at = first + full; at < last; at += step) {
-        n += append_above_(scores + at, std::min(step, last - at), threshold, at, kept + n);
-        if (n > full) threshold = prune();
+    for (int32_t i = 0; i < n_candidates; ++i) {
+        const bool chosen = candidates[i].score > above || (n_above < k && !better(last, candidates[i]));
+        if (chosen) *positions++ = first + candidates[i].pos;
     }
-    prune();
-    return kept;
 }
 
 void TopK::run(const float* scores, int32_t n_pos, int32_t keep, int32_t n_sink, int32_t n_recent,
@@ -65,18 +65,13 @@ void TopK::run(const float* scores, int32_t n_pos, int32_t keep, int32_t n_sink,
     keep = std::min({keep, n_pos, selection.capacity});
     n_sink = std::min(n_sink, keep);
     n_recent = std::min(n_recent, keep - n_sink);
-    const int32_t n_best = keep - n_sink - n_recent;
+    const int32_t n_best = keep - n_sink - n_recent, n_scored = n_pos - n_sink - n_recent;
     team_.run(selection.n_set, [&](int64_t set, int thread) {
         int32_t* list = selection.list(static_cast<int32_t>(set));
-        int32_t n = 0;
-        for (; n < n_sink; ++n) list[n] = n;
-        if (n_best > 0) {
-            const Candidate* kept = best(scores + set * n_ctx_, n_sink, n_pos - n_recent, n_best, thread);
-            for (int32_t i = 0; i < n_best; ++i) list[n++] = kept[i].pos;
-            std::sort(list + n_sink, list + n);
-        }
-        for (int32_t pos = n_pos - n_recent; pos < n_pos; ++pos) list[n++] = pos;
-        selection.count[set] = n;
+        for (int32_t i = 0; i < n_sink; ++i) list[i] = i;
+        if (n_best > 0) best(scores + set * n_ctx_ + n_sink, n_scored, n_best, n_sink, list + n_sink, thread);
+        for (int32_t i = 0; i < n_recent; ++i) list[keep - n_recent + i] = n_pos - n_recent + i;
+        selection.count[set] = keep;
     });
 }
 

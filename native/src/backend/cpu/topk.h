@@ -2,36 +2,10 @@
 #pragma once
 
 #include "backend/backend.h"
-#include "base/cpu.h"
+#include "backend/cpu/rank_kernels.h"
 #include "base/team.h"
 
 namespace fasa::cpu {
-
-struct Candidate {
-    float score;
-    int32_t pos;
-};
-
-// The order of all selections: the lower position first among equals.
-inline bool better(const Candidate& a, const Candidate& b) {
-    return a.score != b.score ? a.score > b.score : a.pos < b.pos;
-}
-
-// Appends the entries of scores[0 .. n) above the threshold, as positions first + j, and returns how many. out has room
-// for n + 16.
-using AppendAbove = int (*)(const float* scores, int n, float threshold, int32_t first, Candidate* out);
-
-AppendAbove append_above(Isa isa);
-
-namespace scalar {
-extern const AppendAbove append_above;
-}
-namespace avx2 {
-extern const AppendAbove append_above;
-}
-namespace avx512 {
-extern const AppendAbove append_above;
-}
 
 class TopK {
    public:
@@ -43,13 +17,15 @@ class TopK {
     static size_t scratch_bytes(const OpsLimits& limits, int n_threads);
 
    private:
-    // Best k of scores[first .. last), unordered, at the front of the thread's candidates.
-    Candidate* best(const float* scores, int32_t first, int32_t last, int32_t k, int thread);
+    // Writes the positions of the k best of n scores, ascending, counted from first.
+    void best(const float* scores, int32_t n, int32_t k, int32_t first, int32_t* positions, int thread);
+    // Worst of the k best of n candidates, which are reordered.
+    static Candidate cut(Candidate* candidates, int32_t n, int32_t k);
 
-    AppendAbove append_above_;
+    const RankKernels& kernels_;
     Team& team_;
     int32_t n_ctx_;
-    Buffer memory_;  // [n_threads][capacity] candidates
+    Buffer memory_;  // [n_threads][2][n_ctx] candidates
 };
 
 }  // namespace fasa::cpu

@@ -197,23 +197,48 @@ void tile(const float* qt, int n_q, const KvHead& kv, const int32_t* n_visible, 
     }
 }
 
-// Four positions at a time, so that their horizontal sums overlap. All of it streams: the hardware fetches ahead.
-void scores(const float* q, const KvHead& kv, int first, int n_pos, bool whole_key, float* out) {
-    const float* q_rest = q + padded(kv.n_dom);
-    const int stride = padded(kv.n_dom);
-    const auto score = [&](int64_t pos) {
-        vf sum[1] = {zero()};
-        add_dots<1>(q, stride, kv.dom + pos * kv.n_dom, kv.n_dom, sum);
-        if (whole_key) add_dots<1>(q_rest, stride, kv.rest + pos * kv.row_values(), kv.n_rest(), sum);
-        return sum[0];
+// Dots of four positions with V whole vectors of dominant dims, so that their horizontal sums overlap.
+template <int V>
+void score_dominant(const float* q, const uint16_t* dom, int n_pos, float* out) {
+    vf query[V];
+    for (int v = 0; v < V; ++v) query[v] = load(q + v * LANES);
+    const auto score = [&](const uint16_t* key) {
+        vf sum = mul(query[0], load_half(key));
+        for (int v = 1; v < V; ++v) sum = fma(query[v], load_half(key + v * LANES), sum);
+        return sum;
     };
+    constexpr int n_dom = V * LANES;
     int j = 0;
     for (; j + 4 <= n_pos; j += 4) {
-        const int64_t pos = int64_t{first} + j;
-        const vf a = score(pos), b = score(pos + 1), c = score(pos + 2), d = score(pos + 3);
-        reduce_add4(a, b, c, d, out + j);
+        const uint16_t* key = dom + j * n_dom;
+        for (int line = 0; line < 8 * n_dom; line += 64) {
+            __builtin_prefetch(reinterpret_cast<const char*>(key) + prefetch_bytes + line);
+        }
+        reduce_add4(score(key), score(key + n_dom), score(key + 2 * n_dom), score(key + 3 * n_dom), out + j);
     }
-    for (; j < n_pos; ++j) out[j] = reduce_add(score(int64_t{first} + j));
+    for (; j < n_pos; ++j) out[j] = reduce_add(score(dom + j * n_dom));
+}
+
+void scores(const float* q, const KvHead& kv, int first, int n_pos, bool whole_key, float* out) {
+    const uint16_t* dom = kv.dom + int64_t{first} * kv.n_dom;
+    if (!whole_key) {
+        switch (kv.n_dom) {
+            case LANES:
+                return score_dominant<1>(q, dom, n_pos, out);
+            case 2 * LANES:
+                return score_dominant<2>(q, dom, n_pos, out);
+            case 4 * LANES:
+                return score_dominant<4>(q, dom, n_pos, out);
+        }
+    }
+    const float* q_rest = q + padded(kv.n_dom);
+    for (int j = 0; j < n_pos; ++j) {
+        const int64_t pos = int64_t{first} + j;
+        vf sum[1] = {zero()};
+        add_dots<1>(q, 0, kv.dom + pos * kv.n_dom, kv.n_dom, sum);
+        if (whole_key) add_dots<1>(q_rest, 0, kv.rest + pos * kv.row_values(), kv.n_rest(), sum);
+        out[j] = reduce_add(sum[0]);
+    }
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-// The inner loops of calibration with vectors.
+// The inner loops of ranking with vectors.
 #include "backend/cpu/isa/simd.h"
 #include "backend/cpu/rank_kernels.h"
 
@@ -45,6 +45,26 @@ ScoreRange add_scores(float* out, const float* base, const float* q, const float
     return (second ? score_all<false, true> : score_all<false, false>)(out, base, q, first, second, n);
 }
 
+ScoreRange range(const float* scores, int n) {
+    vf low = set1(__builtin_inff()), high = set1(-__builtin_inff()), sum = zero(), squares = zero();
+    int j = 0;
+    for (; j + LANES <= n; j += LANES) {
+        const vf score = load(scores + j);
+        low = min(low, score);
+        high = max(high, score);
+        sum = add(sum, score);
+        squares = fma(score, score, squares);
+    }
+    ScoreRange all{-reduce_max(sub(zero(), low)), reduce_max(high), reduce_add(sum), reduce_add(squares)};
+    for (; j < n; ++j) {
+        all.min = scores[j] < all.min ? scores[j] : all.min;
+        all.max = scores[j] > all.max ? scores[j] : all.max;
+        all.sum += scores[j];
+        all.sum_squares += scores[j] * scores[j];
+    }
+    return all;
+}
+
 int count_above(const float* scores, int n, float threshold) {
     const vf thresholds = set1(threshold);
     int count = 0, j = 0;
@@ -84,6 +104,6 @@ int append_between(const float* scores, int n, float low, float high, Candidate*
 }  // namespace
 
 extern const RankKernels rank;
-const RankKernels rank = {add_scores, count_above, weight_above, append_between};
+const RankKernels rank = {add_scores, range, count_above, weight_above, append_between};
 
 }  // namespace fasa::cpu::FASA_ISA

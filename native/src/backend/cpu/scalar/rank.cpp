@@ -1,4 +1,4 @@
-// The reference of the inner loops of calibration.
+// The reference of the inner loops of ranking.
 #include <algorithm>
 
 #include "backend/cpu/rank_kernels.h"
@@ -18,6 +18,17 @@ ScoreRange add_scores(float* out, const float* base, const float* q, const float
         range.sum_squares += score * score;
     }
     return range;
+}
+
+ScoreRange range(const float* scores, int n) {
+    ScoreRange all{scores[0], scores[0], 0, 0};
+    for (int j = 0; j < n; ++j) {
+        all.min = std::min(all.min, scores[j]);
+        all.max = std::max(all.max, scores[j]);
+        all.sum += scores[j];
+        all.sum_squares += scores[j] * scores[j];
+    }
+    return all;
 }
 
 int count_above(const float* scores, int n, float threshold) {
@@ -42,6 +53,6 @@ int append_between(const float* scores, int n, float low, float high, Candidate*
 
 }  // namespace
 
-const RankKernels rank = {add_scores, count_above, weight_above, append_between};
+const RankKernels rank = {add_scores, range, count_above, weight_above, append_between};
 
 }  // namespace fasa::cpu::scalar
