@@ -11,14 +11,13 @@ import os
 from collections.abc import Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from . import calibration_diagnostics, calibration_text
+from . import calibration_text
 from ._native import lib
-from .calibration_diagnostics import Diagnostics
 from .calibration_native import best_by_ca, native_calibrate
 from .calibration_text import Sample
 from .errors import FormatError
@@ -29,6 +28,9 @@ from .method import Method
 from .model import Context, ContextSettings, Model, Progress
 from .sampling import whole_number
 from .table import Table
+
+if TYPE_CHECKING:
+    from .calibration_diagnostics import Diagnostics
 
 _VERSION = 1  # of the keys in the file
 _PREFIX = "fasa."
@@ -141,10 +143,11 @@ class CalibrationTable:
         :raises FormatError: it has none, or a damaged one
         """
         with GGUF(path) as gguf:
-            return _read_table(gguf)
+            return read_table(gguf)
 
 
-def _read_table(gguf: GGUF) -> CalibrationTable:
+def read_table(gguf: GGUF) -> CalibrationTable:
+    """The table of an open file. :raises FormatError: it has none, or a damaged one"""
     meta = gguf.metadata
     if "fasa.version" not in meta:
         raise FormatError(f"{gguf.path}: the file carries no FASA table (python tools/calibrate_to_gguf.py makes one)")
@@ -164,7 +167,7 @@ def _read_table(gguf: GGUF) -> CalibrationTable:
         return values.reshape(n_layer, n_head, n_chunk)
 
     if get("fasa.version", int) != _VERSION:
-        raise FormatError(f"{gguf.path}: FASA table of version {meta['fasa.version']}, expected {_VERSION}")
+        raise FormatError(f"{gguf.path}: the FASA table has version {get('fasa.version', int)}, expected {_VERSION}")
     arch = get("general.architecture", str)
     n_layer, n_head = get(f"{arch}.block_count", int), get(f"{arch}.attention.head_count", int)
     n_head_kv = get(f"{arch}.attention.head_count_kv", int) if f"{arch}.attention.head_count_kv" in meta else n_head
@@ -319,7 +322,9 @@ def _run(
         )  # fmt: skip
         found = None
         if diagnose:
-            found = calibration_diagnostics.measure(context, llm.info, ca, order, plan.k, plan.n_steps, len(samples), n_tip)
+            from .calibration_diagnostics import measure
+
+            found = measure(context, llm.info, ca, order, plan.k, plan.n_steps, len(samples), n_tip)
     return CalibrationTable(
         ca=ca, order=order, order_head=order_head, criterion=plan.criterion, n_head_kv=llm.info.n_head_kv,
         chunk_layout=llm.info.rope_layout, k=plan.k, n_steps=n_used, n_samples=len(samples), source=source,

@@ -1,9 +1,10 @@
-"""How much a calibration can be relied on: overlap between samples, and accuracy of prediction by attention quintile."""
+"""How far a calibration can be relied on: overlap between samples, accuracy of prediction by attention quintile."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -72,7 +73,7 @@ def _overlap(context: Context, info: ModelInfo, k: int, n_steps: int, n_samples:
     for seq in range(n_samples):
         ca = native_calibrate(context, info, k, k, 0, 0, by_mass=False, seq=seq, max_steps=n_steps)[0]
         heads = np.ndindex(info.n_layer, info.n_head_kv)
-        sets.append([set(best_by_ca(ca, *at, info.n_head_kv)[:n_tip].tolist()) for at in heads])
+        sets.append([set(best_by_ca(ca, layer, head, info.n_head_kv)[:n_tip].tolist()) for layer, head in heads])
     shares = [len(a & b) / n_tip for one, other in combinations(sets, 2) for a, b in zip(one, other, strict=True)]
     return float(np.mean(shares))
 
@@ -84,7 +85,7 @@ def _long_steps(context: Context, info: ModelInfo, k: int) -> list[int]:
     return long[:: max(1, len(long) // _N_STEPS)][:_N_STEPS]
 
 
-def _dims(info: ModelInfo, chunks: npt.NDArray[np.uint16]) -> npt.NDArray[np.intp]:
+def _dims(info: ModelInfo, chunks: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.intp]:
     """The file's dims of chunks."""
     half, dims = info.n_rot // 2, []
     for chunk in map(int, chunks):

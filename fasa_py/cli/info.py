@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from ..calibration import CalibrationTable, read_table
 from ..gguf import GGUF, TensorInfo
 from ..llama import default_model
 from ..model import supported
@@ -35,6 +36,8 @@ def run(args: argparse.Namespace) -> int:
         kv_bytes = kv_bytes_per_token(gguf.metadata)
         if kv_bytes is not None:
             out.print(table("KV cache (f16)", _kv_rows(gguf.metadata, kv_bytes), ("context", "size")))
+        if "fasa.version" in gguf.metadata:
+            out.print(table("FASA table", _calibration(read_table(gguf))))
         if args.metadata:
             out.print(table("Metadata", ((k, _value(v)) for k, v in gguf.metadata.items()), ("key", "value")))
         if args.tensors:
@@ -94,6 +97,25 @@ def _summary(gguf: GGUF) -> list[tuple[object, ...]]:
     rows.append(("vocabulary", " ".join(kind).strip() + n_tokens))
     rows.append(("chat template", "yes" if "tokenizer.chat_template" in metadata else "no"))
     return rows
+
+
+def _calibration(found: CalibrationTable) -> list[tuple[object, ...]]:
+    """What a calibration table holds and how it was made."""
+    n_layer, n_head, n_chunk = found.ca.shape
+    by = [name for name, order in (("KV head", found.order), ("query head", found.order_head)) if order is not None]
+    return [
+        ("chunks", f"{n_layer} layers, {n_head} heads, {n_chunk} chunks of a head, {found.chunk_layout}"),
+        ("criterion", found.criterion),
+        ("sets by mass", f"by {' and '.join(by)}" if by else "none"),
+        ("dominant chunks", f"{found.n_tip} recommended" if found.n_tip else f"{max(1, n_chunk // 4)} (a quarter)"),
+        (
+            "calibrated with",
+            f"{found.source}: {found.n_steps} decode steps of {found.n_samples} sample(s), K {found.k}",
+        ),
+        ("CA > 0.4", f"{found.share_above(0.4):.2%} of all chunks"),
+        ("CA < 0.15", f"{1 - found.share_above(0.15, inclusive=True):.1%} of all chunks"),
+        ("weights (SHA-256)", found.model_sha256),
+    ]
 
 
 def _types(tensors: list[TensorInfo]) -> list[tuple[object, ...]]:
