@@ -6,6 +6,7 @@
 namespace fasa::cpu {
 namespace {
 
+constexpr int score_chunk = 4096;  // positions in one task of scoring: a task should outlast its start
 constexpr int decode_rows = 3;  // batches up to this size stream the cache row by row instead of in tiles
 
 int64_t tile_values(int head_dim) {
@@ -111,12 +112,12 @@ void Attention::decode(float* y, const float* q, int n_head, float scale, const 
 
 void Attention::scores(float* scores, const float* q, int n_q, const KvView& kv, int32_t seq, int32_t n_pos,
                        bool whole_key) {
-    const int stride = query_stride(kv.n_dom, kv.head_dim), n_chunk = (n_pos + kv_chunk - 1) / kv_chunk;
+    const int stride = query_stride(kv.n_dom, kv.head_dim), n_chunk = (n_pos + score_chunk - 1) / score_chunk;
     lay_out(q, n_q, 1.0f, kv);
     team_.run(int64_t{n_q} * n_chunk, [&](int64_t task, int) {
-        const int i = static_cast<int>(task / n_chunk), first = static_cast<int>(task % n_chunk) * kv_chunk;
+        const int i = static_cast<int>(task / n_chunk), first = static_cast<int>(task % n_chunk) * score_chunk;
         kernels_.scores(scratch_.q + int64_t{i} * stride, kv.head(seq, i * kv.n_head_kv / n_q), first,
-                        std::min(kv_chunk, n_pos - first), whole_key, scores + int64_t{i} * kv.n_ctx + first);
+                        std::min(score_chunk, n_pos - first), whole_key, scores + int64_t{i} * kv.n_ctx + first);
     });
 }
 
