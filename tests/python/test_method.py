@@ -367,6 +367,7 @@ def ask(llm: Llama, question: demo.Question) -> Completion:
     return llm.chat([{"role": "user", "content": message}], stream=False, temperature=0, max_tokens=40)
 
 
+@pytest.mark.slow
 def test_fasa_answers_with_a_fraction_of_the_bytes(llm: Llama) -> None:
     for question in demo.QUESTIONS[:3]:
         llm.set_method("full")
