@@ -296,7 +296,7 @@ def calibrate(
         if n_tip is not None:
             n_tip = whole_number("n_tip", n_tip, 1, llm.info.head_dim // 2)
         if prompts is not None:
-            samples = calibration_text.prompt_samples(llm, prompts)
+            samples = calibration_text.prompt_samples(llm, prompts, plan.n_generated)
         elif text is not None:
             samples = calibration_text.text_samples(llm, text, n_samples, plan.n_generated)
         else:

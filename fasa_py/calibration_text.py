@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
-from .errors import FasaError, UnsupportedError
+from .errors import ContextFullError, FasaError, UnsupportedError
 from .llama import Llama
 
 _QUESTIONS = "\n\n\nQuestions\n\n"  # between the default text and its questions, one a line
@@ -110,11 +110,13 @@ def text_samples(llm: Llama, text: str, n_samples: int, n_generated: int) -> lis
     return [Sample([ids[i * size : (i + 1) * size][:limit]]) for i in range(n_samples)]
 
 
-def prompt_samples(llm: Llama, prompts: Sequence[Any]) -> list[Sample]:
+def prompt_samples(llm: Llama, prompts: Sequence[Any], n_generated: int) -> list[Sample]:
     """One sample a prompt: a text, token ids, or chat messages.
 
     :raises ValueError: there is none, or one is empty
+    :raises ContextFullError: one is longer than the trained context, less what will be generated
     """
+    limit = llm.info.n_ctx_train - n_generated
     if isinstance(prompts, (str, bytes, Mapping)) or not prompts:
         raise ValueError("prompts must be a list of texts, of token ids or of chat messages, at least one")
     samples = []
@@ -127,5 +129,10 @@ def prompt_samples(llm: Llama, prompts: Sequence[Any]) -> list[Sample]:
             ids = llm._checked_tokens(prompt)
         if not ids:
             raise ValueError(f"prompts[{i}] is empty")
+        if len(ids) > limit:
+            raise ContextFullError(
+                f"prompts[{i}] has {len(ids)} tokens, and {n_generated} are to be generated; the model was trained for "
+                f"{llm.info.n_ctx_train}: shorten the prompt, or take fewer steps"
+            )
         samples.append(Sample([ids]))
     return samples

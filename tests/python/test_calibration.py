@@ -283,6 +283,7 @@ def test_loaded_model_keeps_its_conversation(vocabulary_model: Path) -> None:
         ({"text": "abc" * 20}, "none of the 4 recorded decode steps has 257"),
         ({"prompts": []}, "at least one"),
         ({"prompts": [[]]}, r"prompts\[0\] is empty"),
+        ({"prompts": ["abc", [1] * 510]}, r"prompts\[1\] has 510 tokens"),
         ({"n_tip": 100}, "n_tip must be"),
     ],
 )
