@@ -185,7 +185,7 @@ class Piece:
 
 
 class Generation:
-    """Iterate :meth:`pieces` once; ``ended`` says when it has ended, in whatever way."""
+    """Iterate :meth:`pieces` once; :meth:`completion` at any time."""
 
     def __init__(self, context: Context, slots: Slots, vocabulary: Vocabulary, request: Request) -> None:
         self._context = context
@@ -204,7 +204,6 @@ class Generation:
         self._decode_s = 0.0
         self._sparsity = Sparsity(0, 0, 0, 0, 0, 0)
         self._finish_reason = "cancelled"
-        self.ended = False
 
     def pieces(self) -> Generator[Piece, None, None]:
         """Run. Closing the iterator stops the work."""
@@ -215,8 +214,6 @@ class Generation:
             yield from self._decode(seq)
         except CancelledError:
             pass  # finish_reason says so
-        finally:
-            self.ended = True
 
     def _prefill(self) -> int:
         """Process the part of the prompt that no sequence holds yet; returns the sequence."""
@@ -227,8 +224,8 @@ class Generation:
         try:
             if score:
                 self._score_prompt(seq)
-            else:
-                self._context.decode(seq, request.prompt[self._n_reused :], request.progress)
+                self._context.truncate(seq, 0)
+            self._context.decode(seq, request.prompt[self._n_reused :], request.progress)
         finally:
             self._prefill_s = time.perf_counter() - started
             self._n_prefilled = self._context.length(seq) - self._n_reused
@@ -282,10 +279,13 @@ class Generation:
         self._finish_reason = "length"
 
     def _score_prompt(self, seq: int) -> None:
-        """Log probabilities of the prompt's own tokens: in batches, or one by one where the alternatives are asked."""
+        """Log probabilities of the prompt's own tokens: in batches, or one by one where the alternatives are asked.
+
+        What that leaves in the sequence is not what a prompt leaves: one by one, sums round differently.
+        """
         prompt = self._request.prompt
         if not self._request.logprobs:
-            scores = self._context.score(seq, prompt, self._request.progress).tolist()
+            scores = self._context.score(seq, prompt).tolist()
             self._logprobs = [self._entry(*pair) for pair in zip(prompt, [None, *scores[1:]], strict=True)]
             return
         for i, token in enumerate(prompt):

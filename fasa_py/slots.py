@@ -10,7 +10,10 @@ import numpy.typing as npt
 from .model import Context
 
 # Of a prompt that is known already, the last few tokens are processed again: for the logits, and as many as make the
-# engine take the kernels of a batch, whose sums round as they did the first time. Same seed, same text.
+# engine take the kernels of a batch, whose sums round as they did the first time. So a prompt seen before gives the
+# same bits as a fresh one. Tokens that went through one by one (an answer) or very few at once (a tiny prompt) do not:
+# their keys and values were rounded as decoding rounds, and where they are reused, logits may differ a little from
+# those of a fresh run.
 _N_AGAIN = 10
 
 
