@@ -1,7 +1,12 @@
-"""Options of llama-cpp-python that this package does not implement: refused, unless their value changes nothing."""
+"""Options of llama-cpp-python that this package does not implement.
+
+Values that change nothing pass; those that only make things faster or slower pass with a note in the log; all others
+are refused.
+"""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,11 +16,11 @@ ANY = object()  # any value: it has no bearing here, or is honoured by how this 
 
 # name -> values with which the option changes nothing
 CONSTRUCTOR: dict[str, Any] = {
-    "n_gpu_layers": (0, -1),  # 0: device "cpu"; -1: what device="auto" finds
+    "n_gpu_layers": ANY,  # noted
     "n_ubatch": ANY,  # n_batch is split as the kernels like it
-    "n_threads_batch": (None,),
-    "use_mmap": (True,),
-    "use_mlock": (False,),
+    "n_threads_batch": ANY,  # noted, like the next two
+    "use_mmap": ANY,
+    "use_mlock": ANY,
     "vocab_only": (False,),
     "embedding": (False,),
     "logits_all": ANY,  # log probabilities need no preparation here
@@ -40,7 +45,7 @@ CONSTRUCTOR: dict[str, Any] = {
     "lora_scale": (1.0,),
     "lora_path": (None,),
     "numa": (False,),
-    "chat_format": (None,),
+    "chat_format": ANY,  # see check_chat_format
     "chat_handler": (None,),
     "draft_model": (None,),
     "tokenizer": (None,),
@@ -48,6 +53,16 @@ CONSTRUCTOR: dict[str, Any] = {
     "type_v": (None, 1),
     "spm_infill": (False,),
 }
+
+# The same -> values without effect, and what happens with all others instead. No text depends on these.
+NOTED: dict[str, tuple[tuple[Any, ...], str]] = {
+    "n_gpu_layers": ((0, None), "this version has the CPU backend only, all layers run there"),
+    "n_threads_batch": ((None,), "n_threads is for prompts too"),
+    "use_mmap": ((True,), "the file is always mapped"),
+    "use_mlock": ((False,), "nothing is locked in memory"),
+}
+
+RANDOM_SEEDS = (None, -1, 0xFFFFFFFF)  # llama.cpp's spellings of "a new one each time"
 
 COMPLETION: dict[str, Any] = {
     "suffix": (None,),
@@ -86,3 +101,25 @@ def refuse_unsupported(options: Mapping[str, Any], known: Mapping[str, Any], fun
         neutral = known[name]
         if neutral is not ANY and not any(value is v or value == v for v in neutral):
             raise UnsupportedError(f"{function}({name}={value!r}) is not implemented; leave {name} out")
+
+
+def note_differences(options: Mapping[str, Any]) -> None:
+    """Log which of the constructor's options do not do here what they do in llama-cpp-python."""
+    for name, (neutral, instead) in NOTED.items():
+        if name in options and options[name] not in neutral:
+            logging.getLogger("fasa_py").warning("%s=%r has no effect: %s", name, options[name], instead)
+
+
+def check_chat_format(chat_format: str | None, has_template: bool) -> None:
+    """llama-cpp-python's named formats are not implemented; a template of the file's own takes the place of one.
+
+    :raises UnsupportedError: there is none
+    """
+    if chat_format is None:
+        return
+    if not has_template:
+        raise UnsupportedError(
+            f"Llama(chat_format={chat_format!r}): named formats are not implemented, and there is no chat template: "
+            "give the source of one as chat_template"
+        )
+    logging.getLogger("fasa_py").warning("chat_format=%r has no effect: the chat template decides", chat_format)

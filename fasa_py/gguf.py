@@ -45,6 +45,17 @@ class TensorInfo:
     file: int  # which file of a split set, from 0
 
 
+def path_bytes(path: str | os.PathLike[str]) -> bytes:
+    """A file name for the engine, which ends it at the first zero byte.
+
+    :raises ValueError: it has one
+    """
+    encoded = os.fsencode(path)
+    if b"\0" in encoded:
+        raise ValueError(f"a file name cannot hold a zero byte: {os.fspath(path)!r}")
+    return encoded
+
+
 def _text(data: bytes) -> str | bytes:
     """Text of a metadata string; the bytes themselves when they are not valid UTF-8."""
     try:
@@ -66,11 +77,8 @@ class _File:
     """The engine's handle until closed. Views of tensor data keep the mapping alive on their own."""
 
     def __init__(self, path: str) -> None:
-        encoded = os.fsencode(path)
-        if b"\0" in encoded:
-            raise ValueError(f"a path contains a null character: {path!r}")
         out = ffi.new("fasa_gguf **")
-        check(lib.fasa_gguf_open(out, encoded))
+        check(lib.fasa_gguf_open(out, path_bytes(path)))
         self.path = path
         self._handle: Any = ffi.gc(out[0], lib.fasa_gguf_free)
 

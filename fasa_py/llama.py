@@ -9,6 +9,7 @@ import sys
 import warnings
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from inspect import GEN_CLOSED, getgeneratorstate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
@@ -52,7 +53,8 @@ class TextStream(Iterator[str]):
 
     @property
     def completion(self) -> Completion | None:
-        return self._generation.completion() if self._generation.ended else None
+        ended = getgeneratorstate(self._pieces) == GEN_CLOSED
+        return self._generation.completion() if ended else None
 
     def pieces(self) -> Iterator[Piece]:
         """The same stream with the log probabilities of each piece's tokens."""
@@ -97,7 +99,8 @@ class Llama(OpenAIStyle):
     device
         ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
     seed
-        Used by every call that gives none; None: a new random one each call (``Completion.seed`` says which).
+        Used by every call that gives none; None (or, as in llama.cpp, -1 or 0xFFFFFFFF): a new random one each call
+        (``Completion.seed`` says which).
     verbose
         Say on stderr what was loaded, where, and with how large a context.
     chat_template
@@ -116,7 +119,9 @@ class Llama(OpenAIStyle):
         A calibration table instead of the file's own: the path of a calibrated GGUF file of the same model, or an
         object with ``ca``, ``order``, ``order_head`` and ``criterion`` as :class:`fasa_py.table.Table` takes them.
     options
-        Further options of llama-cpp-python's constructor, with the values that change nothing here.
+        Further options of llama-cpp-python's constructor, with the values that change nothing here. Some that only
+        matter for speed (``n_gpu_layers``, ``n_threads_batch``, ``use_mmap``, ``use_mlock``) pass with any value and a
+        note in the log, and so does ``chat_format`` where there is a chat template.
 
     Raises
     ------
@@ -155,13 +160,13 @@ class Llama(OpenAIStyle):
         **options: Any,
     ) -> None:
         self._gate = Gate()
-        self._closed = True
         if path is not None and model_path is not None:
             raise TypeError("path and model_path are the same parameter: give one")
         compat.refuse_unsupported(options, compat.CONSTRUCTOR, "Llama")
         if device == "auto" and options.get("n_gpu_layers") == 0:
             device = "cpu"
-        self._seed = seed if seed is None else whole_number("seed", seed, 0, 2**64 - 1)
+        compat.note_differences(options)
+        self._seed = None if seed in compat.RANDOM_SEEDS else whole_number("seed", seed, 0, 2**64 - 1)
         n_ctx = whole_number("n_ctx", n_ctx or 0, 0, 2**31 - 1)
         n_batch = whole_number("n_batch", n_batch, 1, 2**20)
         n_seq = whole_number("n_seq", n_seq, 1, 4096)
@@ -174,15 +179,12 @@ class Llama(OpenAIStyle):
 
         self.path = default_model() if path is None and model_path is None else Path(path or model_path or "")
         self._gguf = GGUF(self.path)
+        compat.check_chat_format(
+            options.get("chat_format"), chat_template is not None or "tokenizer.chat_template" in self._gguf.metadata
+        )
         with progress_bar(f"loading {self.path.name}") as progress:
             self._model = Model(self._gguf, device, n_threads, progress)
         self.info: ModelInfo = self._model.info
-        if n_ctx > self.info.n_ctx_train:
-            warnings.warn(
-                f"n_ctx {n_ctx} is more than the {self.info.n_ctx_train} tokens that {self.path.name} was trained for: "
-                "expect poor text beyond them",
-                stacklevel=2,
-            )
         self._vocabulary = Vocabulary(self._gguf, self.info.n_vocab)
         self._chat_template_choice = chat_template
         self._chat_template: ChatTemplate | None = None
@@ -190,7 +192,12 @@ class Llama(OpenAIStyle):
         self._context = Context(self._model, ContextSettings(n_ctx, n_batch, n_seq, asked, given, kv))
         self._method = self._context.method
         self._slots = Slots(self._context)
-        self._closed = False
+        if n_ctx > self.info.n_ctx_train:
+            warnings.warn(
+                f"n_ctx {n_ctx} is more than the {self.info.n_ctx_train} tokens that {self.path.name} was trained for: "
+                "expect poor text beyond them",
+                stacklevel=2,
+            )
         if n_ctx == 0 and self.n_ctx < self.info.n_ctx_train:
             warnings.warn(
                 f"memory suffices for n_ctx = {self.n_ctx} tokens, not for the {self.info.n_ctx_train} that "
@@ -391,6 +398,11 @@ class Llama(OpenAIStyle):
     ) -> Completion | TextStream:
         """Continue a prompt.
 
+        The same prompt, parameters and seed give the same text, whether the prompt was processed before or not. One
+        exception: where the prompt goes on after an answer generated here (the next turn of a chat), the answer's
+        keys and values are reused as decoding rounded them. Logits then differ a little from those of the same
+        history processed afresh, and a close draw may fall out differently; :meth:`reset` before the call avoids that.
+
         Parameters
         ----------
         prompt
@@ -433,7 +445,7 @@ class Llama(OpenAIStyle):
             logit_bias=logit_bias,
         )
         params.check_bias(self.n_vocab)
-        self._require_open()
+        self._gate.require_open()
         tokens = self._prompt_tokens(prompt)
         request = Request(
             prompt=tokens,
@@ -485,7 +497,7 @@ class Llama(OpenAIStyle):
         """
         if isinstance(messages, (str, bytes)) or not messages or not all(isinstance(m, Mapping) for m in messages):
             raise ValueError('messages must be a non-empty list of {"role": ..., "content": ...}')
-        self._require_open()
+        self._gate.require_open()
         tokens = self._chat_tokens(messages, template_variables)
         options.setdefault("max_tokens", None)
         return self.generate(tokens, stream=stream, **options)
@@ -498,7 +510,6 @@ class Llama(OpenAIStyle):
             for piece in pieces:
                 with self._gate.suspended():
                     yield piece
-                self._require_open()
 
     def _seed_of_call(self, seed: int | None) -> int:
         if seed is not None:
@@ -559,23 +570,23 @@ class Llama(OpenAIStyle):
             self._slots.reset()
 
     def cancel(self) -> None:
-        """From another thread: stop the call in progress, if there is one. It ends with ``cancelled``."""
+        """From another thread: stop the call in progress, if there is one. It ends with ``cancelled``.
+
+        A stream that waits for its consumer ends when it is asked for its next piece.
+        """
         if self._gate.busy:
             self._context.cancel()
 
     def close(self) -> None:
-        """Free weights and context, after another thread's call has been stopped. This thread's open stream ends."""
-        if self._closed:
-            return
-        if self._gate.suspended_by_this_thread:
-            self._free()
-            return
-        self.cancel()
-        with self._turn():
-            self._free()
+        """Free weights and context, after a call at work in another thread has been stopped.
+
+        An open stream that waits for its consumer is not waited for: its next step raises RuntimeError.
+
+        :raises RuntimeError: called from within a call, by its progress function
+        """
+        self._gate.close(self._context.cancel, self._free)
 
     def _free(self) -> None:
-        self._closed = True
         self._context.close()
         self._model.close()
         self._gguf.close()
@@ -586,16 +597,12 @@ class Llama(OpenAIStyle):
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def _require_open(self) -> None:
-        if self._closed:
-            raise RuntimeError("this Llama is closed")
-
     @contextmanager
     def _turn(self) -> Iterator[None]:
         """Be the only one that uses the context."""
         with self._gate.turn():
-            self._require_open()
             self._context.clear_cancel()
+            self._gate.require_open()  # close() may have cancelled just before that
             yield
 
 

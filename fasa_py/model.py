@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from ._native import check, ffi, lib, text
 from .errors import CancelledError, UnsupportedError
-from .gguf import GGUF
+from .gguf import GGUF, path_bytes
 from .method import Method, kv_placement
 from .sampling import SamplingParams
 
@@ -165,14 +165,6 @@ class _Interrupt:
         check(status)
 
 
-def _path_bytes(path: str | os.PathLike[str]) -> bytes:
-    """A file name for the engine, which ends it at the first zero byte."""
-    encoded = os.fsencode(path)
-    if b"\0" in encoded:
-        raise ValueError(f"a file name cannot hold a zero byte: {os.fspath(path)!r}")
-    return encoded
-
-
 def parse_device(device: str) -> tuple[int, int]:
     """``auto``, ``cpu``, ``cuda`` or ``cuda:N`` as (device kind, index).
 
@@ -184,8 +176,7 @@ def parse_device(device: str) -> tuple[int, int]:
         raise ValueError(f'device must be "auto", "cpu", "cuda" or "cuda:<index>", not {device!r}')
     if match[1] == "cuda" and not build_info().cuda:
         raise UnsupportedError(
-            f"this build of fasa has no CUDA backend ({build_info().cuda_reason}); use device='cpu', "
-            "or rebuild with CMake's FASA_CUDA=ON"
+            "this version of fasa has no CUDA backend, only the one for the CPU: use device='cpu' or 'auto'"
         )
     kinds = {"auto": lib.FASA_DEVICE_AUTO, "cpu": lib.FASA_DEVICE_CPU, "cuda": lib.FASA_DEVICE_CUDA}
     return kinds[match[1]], int(match[2] or 0)
@@ -383,7 +374,7 @@ class Context:
 
     def save(self, seq: int, path: str | os.PathLike[str]) -> None:
         """Write the sequence (tokens, keys, values) to a file."""
-        check(lib.fasa_seq_save(self._handle, seq, _path_bytes(path)))
+        check(lib.fasa_seq_save(self._handle, seq, path_bytes(path)))
 
     def load(self, seq: int, path: str | os.PathLike[str]) -> None:
         """Replace the sequence by a saved one.
@@ -391,7 +382,7 @@ class Context:
         :raises FormatError: the file is damaged or was made with another model
         :raises ContextFullError: it holds more than n_ctx tokens
         """
-        check(lib.fasa_seq_load(self._handle, seq, _path_bytes(path)))
+        check(lib.fasa_seq_load(self._handle, seq, path_bytes(path)))
 
 
 class Sampler:
@@ -403,7 +394,7 @@ class Sampler:
         lib.fasa_sampler_params_default(struct)
         struct.seed = params.seed
         struct.temperature = params.temperature
-        struct.top_k = params.top_k
+        struct.top_k = max(params.top_k, 0)
         struct.top_p = params.top_p
         struct.min_p = params.min_p
         struct.repeat_penalty = params.repeat_penalty

@@ -12,8 +12,6 @@ from typing import Any
 from . import compat
 from .generation import Completion, TokenLogprob
 
-_RANDOM_SEEDS = (None, -1, 0xFFFFFFFF)  # llama.cpp's spellings of "a new one each time"
-
 
 class OpenAIStyle:
     """``create_completion``, ``create_chat_completion`` and ``__call__`` on top of ``generate`` and ``chat``.
@@ -134,13 +132,23 @@ def _arguments(
         "temperature": temperature,
         "top_p": top_p,
         "min_p": min_p,
-        "top_k": max(top_k, 0),
+        "top_k": top_k,
         "repeat_penalty": repeat_penalty,
         "presence_penalty": presence_penalty,
         "frequency_penalty": frequency_penalty,
-        "seed": None if seed in _RANDOM_SEEDS else seed,
-        "logit_bias": {int(token): bias for token, bias in logit_bias.items()} if logit_bias else None,
+        "seed": None if seed in compat.RANDOM_SEEDS else seed,
+        "logit_bias": {_token_id(key): bias for key, bias in logit_bias.items()} if logit_bias else None,
     }
+
+
+def _token_id(key: object) -> object:
+    """A key of logit_bias, which JSON makes a text; generate checks the number."""
+    if not isinstance(key, str):
+        return key
+    try:
+        return int(key)
+    except ValueError:
+        raise ValueError(f"logit_bias: a token id must be a whole number, not {key!r}") from None
 
 
 def _head(prefix: str, kind: str, model: str) -> dict[str, Any]:

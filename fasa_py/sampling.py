@@ -24,7 +24,7 @@ class SamplingParams:
 
     seed: int
     temperature: float = 0.8  # 0: always the most likely token
-    top_k: int = 40  # 0: off
+    top_k: int = 40  # 0 or -1: off
     top_p: float = 0.95  # 1: off
     min_p: float = 0.05  # 0: off
     repeat_penalty: float = 1.0  # 1: off
@@ -34,7 +34,7 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         whole_number("seed", self.seed, 0, 2**64 - 1)
-        whole_number("top_k", self.top_k, 0, 2**31 - 1)
+        whole_number("top_k", self.top_k, -1, 2**31 - 1)
         real_number("temperature", self.temperature, 0.0, _F32_MAX)
         real_number("min_p", self.min_p, 0.0, 1.0)
         real_number("presence_penalty", self.presence_penalty, -_F32_MAX, _F32_MAX)
@@ -45,11 +45,11 @@ class SamplingParams:
             raise ValueError("repeat_penalty must be above 0 (1 turns it off)")
 
     def check_bias(self, n_vocab: int) -> None:
-        """:raises ValueError: a biased token is not in the vocabulary, or its bias is NaN or +infinity"""
+        """:raises ValueError: a biased token is not in the vocabulary, or its bias is no float32 number nor -inf"""
         for token, bias in (self.logit_bias or {}).items():
             whole_number("logit_bias: a token id", token, 0, n_vocab - 1)
-            if not isinstance(bias, (int, float)) or math.isnan(bias) or bias == math.inf:
-                raise ValueError(f"logit_bias of token {token} must be a number or -inf, not {bias!r}")
+            if bias != -math.inf:
+                real_number(f"logit_bias (-inf bans) of token {token}", bias, -_F32_MAX, _F32_MAX)
 
 
 def whole_number(name: str, value: object, low: int, high: int) -> int:
@@ -69,7 +69,10 @@ def real_number(name: str, value: object, low: float, high: float) -> float:
     """A number in [low, high]; bool is not one."""
     if isinstance(value, bool) or not isinstance(value, (int, float, np.floating, np.integer)):
         raise ValueError(f"{name} must be a number, not {value!r}")
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError:  # an int beyond the largest float
+        number = math.nan
     if not low <= number <= high:  # also false for NaN
         raise ValueError(f"{name} must be between {low:g} and {high:g}, not {value!r}")
     return number

@@ -46,7 +46,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     args = build_parser().parse_args(argv)
-    logging.basicConfig(format="fasa: %(message)s", level=logging.INFO if args.verbose else logging.WARNING)
+    _log_to_stderr(args.verbose)
     warnings.showwarning = _show_warning
     try:
         code: int = args.run(args)
@@ -64,6 +64,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"fasa: {_one_line(error)}", file=sys.stderr)
         return 1
+
+
+def _log_to_stderr(verbose: bool) -> None:
+    """What the package logs; not what its dependencies do."""
+    logger = logging.getLogger("fasa_py")
+    logger.setLevel(logging.INFO if verbose else logging.WARNING)
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("fasa: %(message)s"))
+    logger.handlers = [handler]
+    # It tells of every attempt to reach the hub; the error at the end says it once.
+    logging.getLogger("huggingface_hub.utils._http").setLevel(logging.ERROR)
 
 
 def _one_line(error: Exception) -> str:

@@ -115,12 +115,20 @@ def read_text(argument: str | None, file: str | None) -> str:
     if argument is not None and file is not None:
         raise ValueError("give the text as an argument or with --file, not both")
     if file is not None:
-        return Path(file).read_text(encoding="utf-8")
+        return _utf8(Path(file).read_bytes(), file)
     if argument is not None and argument != "-":
         return argument
     if sys.stdin.isatty():
         raise ValueError("no text: give it as an argument, with --file, or on stdin")
-    return sys.stdin.buffer.read().decode("utf-8")
+    return _utf8(sys.stdin.buffer.read(), "stdin")
+
+
+def _utf8(data: bytes, where: str) -> str:
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{where} is not UTF-8 text: byte {error.start} is 0x{data[error.start]:02x}") from None
+    return text.replace("\r\n", "\n")
 
 
 def write_answer(llm: Llama, prompt: Any, args: argparse.Namespace) -> Iterator[str]:

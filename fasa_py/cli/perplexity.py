@@ -38,5 +38,6 @@ def run(args: argparse.Namespace) -> int:
                 n_scored += len(scores)
                 if show is not None:
                     show(n_scored / len(tokens))
-    print(f"perplexity {math.exp(-total / n_scored):.4f} ({n_scored} tokens in {len(windows)} windows of {step})")
+    split = "1 window" if len(windows) == 1 else f"{len(windows)} windows"
+    print(f"perplexity {math.exp(-total / n_scored):.4f} ({n_scored} tokens in {split} of {step})")
     return 0

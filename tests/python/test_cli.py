@@ -46,6 +46,28 @@ def test_generate_reads_files_and_stdin(tmp_path: Path, capsys: pytest.CaptureFi
     assert fasa("generate", "-", *options, input="The sea").stdout == from_file
 
 
+def test_text_that_is_not_utf8(tmp_path: Path) -> None:
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
+    for arguments, data in ((["-f", str(tmp_path / "latin.txt")], b""), ([], b"caf\xe9")):
+        result = subprocess.run([*FASA, "generate", *arguments], input=data, capture_output=True, check=False)
+        assert result.returncode == 1
+        where = arguments[-1] if arguments else "stdin"
+        assert result.stderr.decode() == f"fasa: {where} is not UTF-8 text: byte 3 is 0xe9\n"
+
+
+def test_only_the_packages_own_log_is_shown() -> None:
+    """A dependency's warnings, and what the hub's library tells of its attempts, are not."""
+    script = (
+        "import logging\nfrom fasa_py import cli\n"
+        "cli._log_to_stderr(False)\n"
+        "from huggingface_hub.utils import _http\n"
+        "_http.logger.warning('Retrying in 1s')\nlogging.getLogger('fasa_py').warning('ours')\n"
+        "logging.getLogger('fasa_py').info('detail')\n"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (result.stdout, result.stderr) == ("", "fasa: ours\n")
+
+
 def test_generate_asks_as_a_user(capsys: pytest.CaptureFixture[str], demo_llm: Llama) -> None:
     question = "The door code is 48213. The ship sailed.\n\nWhat is the door code?"
     expected = demo_llm.chat([{"role": "user", "content": question}], temperature=0, max_tokens=30).text
@@ -68,6 +90,7 @@ def test_generate_asks_as_a_user(capsys: pytest.CaptureFixture[str], demo_llm: L
         (["generate", "x", "--hf", "a/b", "-m", "c"], "not both"),
         (["generate", "long " * 100, "--ctx", "20"], "n_ctx = 20"),
         (["generate", "--chat", "x", "--chat-template", "nosuch"], "nosuch"),
+        (["generate", "x", "--ctx", "200000000"], "would fit"),
         (["perplexity", "x", "--ctx", "2"], "two tokens"),
         (["perplexity", ""], "two tokens"),
         (["info", "/nowhere/model.gguf"], "/nowhere/model.gguf"),
@@ -164,7 +187,7 @@ def test_perplexity(capsys: pytest.CaptureFixture[str], demo_llm: Llama) -> None
     assert cli.main(["perplexity", text]) == 0
     whole = capsys.readouterr().out
     expected = demo_llm.perplexity(demo_llm.tokenize(text))
-    match = re.fullmatch(r"perplexity ([\d.]+) \((\d+) tokens in 1 windows of 16383\)\n", whole)
+    match = re.fullmatch(r"perplexity ([\d.]+) \((\d+) tokens in 1 window of 16383\)\n", whole)
     assert match is not None
     assert float(match[1]) == pytest.approx(expected, rel=1e-3)
     n_tokens = len(demo_llm.tokenize(text, add_bos=False))

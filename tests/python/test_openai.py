@@ -148,13 +148,48 @@ def test_llama_cpp_pythons_constructor(tiny_path: Path) -> None:
     )
     assert llm.n_ctx == 256 and llm.info.device.startswith("cpu")
     for option in (
-        {"n_gpu_layers": 12},
         {"lora_path": "x"},
         {"type_k": 8},
-        {"use_mlock": True},
         {"chat_format": "llama-2"},
     ):
         with pytest.raises(UnsupportedError, match=next(iter(option))):
             Llama(tiny_path, **option)
+    for seed in (-1, 0xFFFFFFFF):
+        llm = Llama(tiny_path, seed=seed)
+        assert llm.generate("x", max_tokens=1).seed != llm.generate("x", max_tokens=1).seed
     with pytest.raises(TypeError, match="model_path"):
         Llama(tiny_path, model_path=tiny_path)
+
+
+def test_options_that_only_matter_for_speed_are_noted(tiny_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    options: dict[str, Any] = {"n_gpu_layers": -1, "n_threads_batch": 4, "use_mmap": False, "use_mlock": True}
+    llm = Llama(tiny_path, **options)
+    assert llm.info.device.startswith("cpu")
+    notes = [record.getMessage() for record in caplog.records if "has no effect" in record.getMessage()]
+    assert [note.split("=")[0] for note in notes] == list(options)
+    caplog.clear()
+    Llama(tiny_path, n_gpu_layers=0, n_threads_batch=None, use_mmap=True, use_mlock=False, chat_format=None)
+    assert "has no effect" not in caplog.text
+
+
+def test_a_chat_format_gives_way_to_the_files_template(tiny_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with Llama(n_ctx=100, chat_format="chatml") as llm:  # the demo model has a template
+        assert "chat_format='chatml' has no effect" in caplog.text
+        assert llm.chat(MESSAGES, max_tokens=1).usage.completion_tokens == 1
+    with pytest.raises(UnsupportedError, match=r"chat_format='chatml'.*chat_template"):
+        Llama(tiny_path, chat_format="chatml")
+
+
+def test_top_k_and_logit_bias_are_checked_everywhere(tiny_llm: Llama) -> None:
+    calls: tuple[Any, ...] = (tiny_llm.generate, tiny_llm.create_completion)
+    for call in calls:
+        with pytest.raises(ValueError, match="top_k"):
+            call("x", top_k=-2)
+        for bias in (10**400, 1e39, float("nan"), float("inf"), "1", None, True):
+            with pytest.raises(ValueError, match=r"logit_bias.* of token 5"):
+                call("x", logit_bias={5: bias})
+        for token in (270, -1, 2**70, 1.5, "x", None):
+            with pytest.raises(ValueError, match="logit_bias: a token id"):
+                call("x", logit_bias={token: 1.0})
+    same = [tiny_llm.generate("x", max_tokens=8, seed=1, top_k=k, temperature=3).tokens for k in (0, -1)]
+    assert same[0] == same[1]

@@ -15,7 +15,7 @@ from fasa_py.sampling import SamplingParams, log_softmax, top_tokens
     ("name", "value"),
     [
         ("temperature", -0.1), ("temperature", math.nan), ("temperature", math.inf), ("temperature", "hot"),
-        ("temperature", 1e39), ("top_k", -1), ("top_k", 2.5), ("top_k", True), ("top_p", 0), ("top_p", 1.01),
+        ("temperature", 1e39), ("top_k", -2), ("top_k", 2.5), ("top_k", True), ("top_p", 0), ("top_p", 1.01),
         ("top_p", math.nan), ("min_p", -0.1), ("min_p", 1.5), ("repeat_penalty", 0), ("repeat_penalty", -1),
         ("presence_penalty", math.inf), ("frequency_penalty", math.nan), ("seed", -1), ("seed", 2**64), ("seed", 1.5),
     ],
