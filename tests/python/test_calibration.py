@@ -466,7 +466,7 @@ def test_tool_calibrates_reports_and_plots(  # type: ignore[no-untyped-def]
 ) -> None:
     pytest.importorskip("matplotlib")
     text, out, plot = tmp_path / "text.txt", tmp_path / "out.gguf", tmp_path / "plot.png"
-    text.write_text("the quick brown fox " * 40, encoding="utf-8")
+    text.write_text("the quick brown fox " * 10, encoding="utf-8")
     command = [str(vocabulary_model), "-o", str(out), "--text", str(text), "--k", "16", "--steps", "2"]
     command += ["--samples", "1", "--n-tip", "3"]
     assert tool.main([*command, "--plot", str(plot), "--report"]) == 1

@@ -39,8 +39,8 @@ const RankKernels& rank_kernels([[maybe_unused]] Isa isa) {
     return scalar::rank;
 }
 
-// Counting costs a comparison a score, so a handful of counts finds thresholds with few scores between them. Every third
-// guess halves the bracket, which bounds the number of counts.
+// Counting costs a comparison a score, so a handful of counts finds thresholds with few scores between them. Every
+// third guess halves the bracket, which bounds the number of counts.
 Bracket bracket_best(const RankKernels& kernels, const float* scores, int n, int k, const ScoreRange& range) {
     Bracket b{std::nextafter(range.min, -INFINITY), range.max, n, 0};
     float guess = normal_quantile(range, n, k);

@@ -1,5 +1,5 @@
-// The inner loops of ranking positions by scores, per instruction set: for selection, and for calibration, where the same
-// positions are ranked many times over, each time by other scores, to learn how much weight the best of them hold.
+// The inner loops of ranking positions by scores, per instruction set: for selection, and for calibration, where the
+// same positions are ranked many times over, each time by other scores, to learn how much weight the best of them hold.
 #pragma once
 
 #include <cstdint>
@@ -56,7 +56,8 @@ struct Bracket {
     int n_low, n_high;  // scores above them
 };
 
-// A bracket with few scores between its thresholds, or only equal ones. 1 <= k <= n; scores are finite, range is theirs.
+// A bracket with few scores between its thresholds, or only equal ones. 1 <= k <= n; scores are finite, range is
+// theirs.
 Bracket bracket_best(const RankKernels& kernels, const float* scores, int n, int k, const ScoreRange& range);
 
 // Weight of the k best of n scores, the lower position first among equals. 1 <= k <= n; scores and weights are finite;
