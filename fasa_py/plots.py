@@ -33,9 +33,7 @@ def plot_table(table: CalibrationTable, path: str | os.PathLike[str]) -> None:
     pyplot = _pyplot()
     n_layer, n_head, n_chunk = table.ca.shape
     figure, (heat, lines) = pyplot.subplots(1, 2, figsize=(14, 6), constrained_layout=True)
-    image = heat.imshow(
-        table.ca.reshape(-1, n_chunk), aspect="auto", interpolation="nearest", vmin=0.0, vmax=1.0, cmap="viridis"
-    )
+    image = heat.imshow(table.ca.reshape(-1, n_chunk), aspect="auto", interpolation="nearest", vmin=0.0, cmap="viridis")
     heat.set(
         xlabel="chunk (fast to slow rotation)",
         ylabel=f"layer ({n_head} heads each)",
