@@ -14,18 +14,16 @@ from functools import cached_property
 from typing import Any, NoReturn
 
 from jinja2 import TemplateSyntaxError, nodes
-from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from .errors import FasaError, FormatError, UnsupportedError
+from .sandbox import SandboxedTemplates, budget
 from .tokenizer import Tokenizer
 
 Message = Mapping[str, Any]
 
 _KEY = "tokenizer.chat_template"
-_LONGEST_REPEAT = 1 << 20  # elements that one `*` in a template may make
 
 
 class ChatTemplateError(FasaError, ValueError):
@@ -47,22 +45,6 @@ class _Generation(Extension):
         return nodes.Scope(body, lineno=line)
 
 
-class _Environment(ImmutableSandboxedEnvironment):
-    intercepted_binops = frozenset(("*", "**"))
-
-    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        """Products and powers, less those that a few characters of template would let fill the memory."""
-        if operator == "**":
-            too_large = abs(right) > 64
-        else:
-            lengths = [len(value) for value in (left, right) if isinstance(value, (str, list, tuple))]
-            counts = [value for value in (left, right) if isinstance(value, int)]
-            too_large = bool(lengths and counts) and lengths[0] * counts[0] > _LONGEST_REPEAT
-        if too_large:
-            raise SecurityError(f"the result of {operator} is too large")
-        return super().call_binop(context, operator, left, right)
-
-
 def _raise_exception(text: object) -> NoReturn:
     raise _Refusal(str(text))
 
@@ -78,9 +60,9 @@ def _tojson(
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
-def _environment() -> _Environment:
-    environment = _Environment(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
-    environment.filters["tojson"] = _tojson
+def _environment() -> SandboxedTemplates:
+    environment = SandboxedTemplates(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
+    environment.add_filter("tojson", _tojson)
     environment.globals["raise_exception"] = _raise_exception
     return environment
 
@@ -117,7 +99,8 @@ class ChatTemplate:
         self.bos_token = bos_token
         self.eos_token = eos_token
         try:
-            self._template = _environment().from_string(source)
+            with budget():  # constants are computed now
+                self._template = _environment().from_string(source)
         except TemplateSyntaxError as error:
             raise _failure("is malformed", error, error.lineno) from None
         except Exception as error:  # Python's own compiler has limits that a generated program can pass
@@ -222,7 +205,8 @@ class ChatTemplate:
         }
         given = {name: value for name, value in variables.items() if value is not None}
         try:
-            return self._template.render({**known, **given, "messages": messages})
+            with budget():
+                return self._template.render({**known, **given, "messages": messages})
         except _Refusal as error:
             raise _failure("refuses the conversation", error, _line_of(error)) from None
         except Exception as error:  # whatever a program from a file may do wrong

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from datetime import datetime
 from typing import Any
 
@@ -17,6 +18,7 @@ CHATML = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 USER_ONLY = "{% for m in messages %}{% if m.role != 'system' %}[{{ m.role }}: {{ m.content }}]{% endif %}{% endfor %}"
+NESTED = "{% set n = namespace(x=[1]) %}{% for i in range(40) %}{% set n.x = [n.x, n.x] %}{% endfor %}"
 HELLO = [{"role": "user", "content": "Hello"}]
 SPECIAL = {"<s>": CONTROL, "<|im_start|>": CONTROL, "<|im_end|>": CONTROL}
 
@@ -146,6 +148,77 @@ def test_a_malformed_template_is_refused_with_its_line(program: str, said: str) 
 def test_a_failing_template_says_where(program: str, said: str) -> None:
     with pytest.raises(ChatTemplateError, match=said):
         render(program)
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "{{ 'x'.center(1000000000) }}",
+        "{{ 'x'.ljust(1000000000) }}{{ 'x'.rjust(1000000000) }}",
+        "{{ 'x' | center(1000000000) }}",
+        "{{ ['x'] | map('center', 1000000000) | list }}",
+        "{{ 'x' | indent(1000000000, true) }}",
+        "{{ '%1000000000s' % 'x' }}",
+        "{{ '%*s' % (1000000000, 'x') }}",
+        "{{ '%99999s' * 1000 % 'x' }}",
+        "{{ ('%99999s' * 1000) | format('x') }}",
+        "{{ '{:1000000000}'.format('x') }}",
+        "{{ '{:{}}'.format('x', '1000000000') }}",
+        "{{ ('{0}' * 100000).format('x' * 100000) }}",
+        "{{ '{x:1000000000}'.format_map({'x': 1}) }}",
+        "{{ ('x' * 100000).replace('', 'y' * 100000) }}",
+        "{{ ('x' * 100000) | replace('', 'y' * 100000) }}",
+        "{{ ('x' * 100000).join('y' * 100000) }}",
+        "{{ ('y' * 100000) | join('x' * 100000) }}",
+        "{{ ('\t' * 100000).expandtabs(1000000) }}",
+        "{{ ('x' * 100000).translate({120: 'y' * 100000}) }}",
+        "{{ 5 .to_bytes(1000000000, 'big') }}",
+        "{% set n = namespace(x='x') %}{% for i in range(40) %}{% set n.x = n.x + n.x %}{% endfor %}",
+        "{% set n = namespace(x='x') %}{% for i in range(40) %}{% set n.x = n.x ~ n.x %}{% endfor %}",
+        "{% set n = namespace(x=[1]) %}{% for i in range(40) %}{% set n.x = n.x + n.x %}{% endfor %}",
+        "{% set n = namespace(x=9) %}{% for i in range(40) %}{% set n.x = n.x * n.x %}{% endfor %}",
+        "{% set n = namespace(x=9) %}{% for i in range(9) %}{% set n.x = n.x ** 64 %}{% endfor %}",
+        NESTED + "{{ n.x }}",
+        NESTED + "{{ n.x | tojson }}",
+        NESTED + "{{ n.x | string }}",
+        NESTED + "{{ n.x ~ '' }}",
+        NESTED + "{{ '%s' % n.x }}",
+        "{% for i in range(99999) %}{{ 'x' * 100000 }}{% endfor %}",
+        "{% set x = 'x' * 1000000 %}{% for i in range(99999) %}{{ x }}{% endfor %}",
+        "{{ lipsum(1000000) }}",
+    ],
+)
+def test_a_hostile_template_is_stopped(program: str) -> None:
+    """Before it has filled the memory, and without a clock."""
+    tracemalloc.start()
+    try:
+        with pytest.raises(ChatTemplateError, match=r"too large|too many steps|not for templates|undefined"):
+            render(program)
+        assert tracemalloc.get_traced_memory()[1] < 300_000_000
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+        "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}",
+    ],
+)
+def test_an_endless_template_is_stopped(program: str) -> None:
+    with pytest.raises(ChatTemplateError, match="too many steps"):
+        render(program)
+
+
+def test_a_long_conversation_is_within_the_limits() -> None:
+    messages = [{"role": "user" if i % 2 == 0 else "assistant", "content": "word " * 200} for i in range(1000)]
+    program = (
+        "{% for m in messages %}{{ '<|' ~ m.role ~ '|>' + m.content | trim + '\n' }}"
+        "{% if '</think>' in m.content %}{{ m.content.split('</think>')[-1].lstrip('\n') }}{% endif %}"
+        "{{ m.content.replace('word', 'w') | length }}{{ '%s' % m.role }}{% endfor %}"
+    )
+    assert render(program, messages).count("<|user|>") == 500
 
 
 # From a file
