@@ -9,6 +9,7 @@ import sys
 import warnings
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from inspect import GEN_CLOSED, getgeneratorstate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
@@ -188,8 +189,9 @@ class Llama(OpenAIStyle):
         self._vocabulary = Vocabulary(self._gguf, self.info.n_vocab)
         self._chat_template_choice = chat_template
         self._chat_template: ChatTemplate | None = None
-        given = None if table is None else load_table(self._model, table)
-        self._context = Context(self._model, ContextSettings(n_ctx, n_batch, n_seq, asked, given, kv))
+        self._table = None if table is None else load_table(self._model, table)
+        settings = ContextSettings(n_ctx, n_batch, n_seq, self._advised(asked), self._table, kv)
+        self._context = Context(self._model, settings)
         self._method = self._context.method
         self._slots = Slots(self._context)
         if n_ctx > self.info.n_ctx_train:
@@ -285,11 +287,17 @@ class Llama(OpenAIStyle):
         """
         asked = Method.of(method, paper, **settings)
         with self._turn():
-            self._context.set_method(asked)
+            self._context.set_method(self._advised(asked))
             self._method = self._context.method
             if self._method.observes:
                 self._slots.reset()
             return self._method
+
+    def _advised(self, method: Method) -> Method:
+        """With the n_tip that a table given by hand recommends; of the file's own table, the engine knows."""
+        if self._table is None or method.n_tip is not None:
+            return method
+        return replace(method, n_tip=self._table.n_tip)
 
     @property
     def metadata(self) -> Mapping[str, Any]:

@@ -51,7 +51,7 @@ class Method:
     """
 
     name: str = "auto"
-    n_tip: int | None = None  # dominant chunks of a head; None: a quarter of them
+    n_tip: int | None = None  # dominant chunks of a head; None: as the table advises, else a quarter of them
     n_fac: int | float = 256  # tokens attended to, forced ones included; a float up to 1.0: that share of the cached
     n_sink: int = 4  # first and last tokens that are always among them
     n_recent: int = 32

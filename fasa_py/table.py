@@ -21,12 +21,13 @@ class Table:
     :param order: chunks of each KV head, best first, whole numbers ``(n_layer, n_head_kv, n_chunk)``; may be None
     :param order_head: likewise of each query head, ``(n_layer, n_head, n_chunk)``; may be None
     :param criterion: the default, ``ca`` or ``mass``; ``mass`` needs an order
+    :param n_tip: recommended number of dominant chunks; None: none
     :raises FormatError: the arrays do not fit the model, or hold what no calibration gives
     """
 
     def __init__(
         self, model: Model, ca: npt.ArrayLike, order: npt.ArrayLike | None, order_head: npt.ArrayLike | None,
-        criterion: str,
+        criterion: str, n_tip: int | None = None,
     ) -> None:  # fmt: skip
         info, n = model.info, n_chunk(model)
         scores = _checked("ca", ca, np.float32, (info.n_layer, info.n_head, n))
@@ -40,6 +41,7 @@ class Table:
             )
         )  # fmt: skip
         self._handle: Any = ffi.gc(out[0], lib.fasa_table_free)
+        self.n_tip = n_tip
 
 
 def n_chunk(model: Model) -> int:
@@ -68,7 +70,7 @@ def load_table(model: Model, source: Any) -> Table:
     """The table that a calibrated GGUF file carries, or that an object describes.
 
     :param source: a path, or anything like a :class:`fasa_py.CalibrationTable`: with ``ca`` and, where it has them,
-        ``order``, ``order_head``, ``criterion`` and ``chunk_layout``
+        ``order``, ``order_head``, ``criterion``, ``n_tip`` and ``chunk_layout``
     :raises OSError, FormatError: the file cannot be read, has no table, or one that does not fit the model
     :raises TypeError: an object without ``ca``
     """
@@ -85,4 +87,4 @@ def load_table(model: Model, source: Any) -> Table:
         )
     order, order_head = getattr(source, "order", None), getattr(source, "order_head", None)
     criterion = getattr(source, "criterion", None) or ("ca" if order is None else "mass")
-    return Table(model, source.ca, order, order_head, criterion)
+    return Table(model, source.ca, order, order_head, criterion, getattr(source, "n_tip", None))

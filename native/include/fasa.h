@@ -145,7 +145,7 @@ typedef enum fasa_kv_placement { FASA_KV_AUTO, FASA_KV_DEVICE, FASA_KV_SPLIT } f
 /* How decode steps attend. Filled by fasa_method_params_default; here a zero is a zero. */
 typedef struct fasa_method_params {
     const char *   method;             /* "auto": fasa with a table, else full; or one of fasa_supported_methods */
-    int32_t        n_tip;              /* dominant chunks a head; 0: a quarter of them */
+    int32_t        n_tip;              /* dominant chunks a head; 0: as the table advises, else a quarter */
     int32_t        n_fac;              /* positions attended to, forced ones included */
     float          n_fac_fraction;     /* > 0: that share of the cached positions instead */
     int32_t        n_sink, n_recent;   /* positions always kept: the first, the last */

@@ -312,6 +312,36 @@ def test_wrong_tables_are_refused(table: Any, kind: type[Exception], message: st
         Llama(n_ctx=64, table=table)
 
 
+def test_the_number_of_chunks_that_a_table_recommends(tmp_path: Path) -> None:
+    with Llama(n_ctx=64, table=made_up_table(n_tip=11)) as llm:
+        assert llm.method.n_tip == 11
+        assert llm.set_method("fasa", n_tip=5).n_tip == 5
+        assert llm.set_method("fasa").n_tip == 11
+    for n_tip in (0, 65):
+        with pytest.raises(ValueError, match="n_tip"):
+            Llama(n_ctx=64, table=made_up_table(n_tip=n_tip))
+    tiny = TinyModel(n_vocab=270, vocabulary=True, head_dim=16)
+    ca = np.random.default_rng(0).random(2 * 4 * 8).astype(np.float32)
+    for n_tip, expected in ((3, 3), (None, 2)):
+        with Llama(write(tmp_path / "tiny.gguf", tiny, meta=stored(ca, n_tip))) as llm:
+            assert (llm.method.name, llm.method.n_tip) == ("fasa", expected)
+    for n_tip in (0, 9):
+        with pytest.raises(FormatError, match=r"fasa\.n_tip"):
+            Llama(write(tmp_path / "tiny.gguf", tiny, meta=stored(ca, n_tip)))
+
+
+def stored(ca: np.ndarray, n_tip: int | None) -> dict[str, Any]:
+    """Keys of a table in a file of eight chunks a head."""
+    keys = {
+        "fasa.version": 1,
+        "fasa.n_chunk": 8,
+        "fasa.chunk_layout": "interleaved",
+        "fasa.criterion": "ca",
+        "fasa.ca_scores": ca.tolist(),
+    }
+    return keys if n_tip is None else keys | {"fasa.n_tip": n_tip}
+
+
 def test_a_criterion_that_the_table_lacks() -> None:
     with Llama(n_ctx=64, table=made_up_table(order=None, criterion="ca")) as llm:
         assert llm.method.criterion == "ca"

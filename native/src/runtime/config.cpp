@@ -50,7 +50,9 @@ SelectConfig resolve_method(const Model& model, const fasa_method_params& p, con
     const std::string asked = p.method ? p.method : "auto";
     SelectConfig c;
     c.method = asked == "auto" ? (table ? "fasa" : "full") : asked;
-    c.n_tip = p.n_tip == 0 ? std::max(1, chunk_layout(model.h).n_chunk() / 4) : p.n_tip;
+    const int32_t advised = table ? table->n_tip : 0;
+    const int32_t n_tip = advised > 0 ? advised : std::max(1, chunk_layout(model.h).n_chunk() / 4);
+    c.n_tip = p.n_tip == 0 ? n_tip : p.n_tip;
     c.n_fac = p.n_fac;
     c.n_fac_fraction = p.n_fac_fraction;
     c.n_sink = p.n_sink;
@@ -106,9 +108,10 @@ ContextConfig resolve(const Model& model, const fasa_context_params& p, std::sha
         c.n_dense = std::min(c.select.dense_layers, model.h.n_layer);
     } else if (c.host_rest) {
         fail(FASA_ERROR_UNSUPPORTED,
-             "a cache split between device and host needs method fasa with dominant sets per KV head "
-             "(chunks_per_head off), not method %s%s",
-             c.select.method.c_str(), c.select.chunks_per_head ? " with sets per query head" : "");
+             "a cache split between device and host needs a calibrated model and method fasa with dominant sets per "
+             "KV head (chunks_per_head off), not method %s%s%s",
+             c.select.method.c_str(), c.select.chunks_per_head ? " with sets per query head" : "",
+             c.table ? "" : " without a table");
     }
     if (c.n_ctx == 0) c.n_ctx = choose_n_ctx(model, c);
     c.n_batch = std::min(c.n_batch, c.n_ctx);

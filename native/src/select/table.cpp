@@ -131,6 +131,13 @@ std::optional<Table> read_table(const gguf::File& file, const TableShape& shape)
                 read_array<uint16_t>(file, "fasa.chunk_order", FASA_META_U16),
                 read_array<uint16_t>(file, "fasa.chunk_order_head", FASA_META_U16)};
     check_table(table, file.path());
+    if (const auto n_tip = file.find_u32("fasa.n_tip")) {
+        if (*n_tip < 1 || *n_tip > static_cast<uint32_t>(shape.layout.head_dim / 2)) {
+            fail(FASA_ERROR_FORMAT, "%s: metadata key \"fasa.n_tip\" is %u, expected 1 to half of the head's %d dims",
+                 file.path().c_str(), *n_tip, shape.layout.head_dim);
+        }
+        table.n_tip = static_cast<int32_t>(*n_tip);
+    }
     if (table.criterion == Criterion::mass && table.order.empty()) {
         fail(FASA_ERROR_FORMAT, "%s: \"fasa.criterion\" is mass, but \"fasa.chunk_order\" is missing",
              file.path().c_str());

@@ -23,6 +23,7 @@ struct Table {
     std::vector<float> ca;             // [n_layer][n_head][n_chunk], 0..1
     std::vector<uint16_t> order;       // [n_layer][n_head_kv][n_chunk], best first by mass; or empty
     std::vector<uint16_t> order_head;  // [n_layer][n_head][n_chunk], likewise per query head; or empty
+    int32_t n_tip = 0;                 // recommended number of dominant chunks; 0: none
 
     // All chunks, best first, for a KV head (CA: averaged over the group) or a query head. Throws ARGUMENT when the
     // table was made without that criterion.
