@@ -543,7 +543,7 @@ def test_a_state_of_another_layout_is_refused(tmp_path: Path) -> None:
 
 def test_several_threads(llm: Llama) -> None:
     llm.set_method("fasa", n_fac=64)
-    prompts = [LONG[: 1500 - 7 * i] for i in range(4)]
+    prompts = [LONG[100 * i : 100 * i + 1100] for i in range(4)]
     expected = [complete(llm, prompt, 12) for prompt in prompts]
     results: dict[int, Completion] = {}
 
