@@ -13,7 +13,7 @@ from ..chat import ChatTemplate, encode_chat
 from ..demo import model_path
 from ..errors import UnsupportedError
 from ..gguf import GGUF
-from ..model import Model, Progress
+from ..model import Context, ContextSettings, Model, Progress
 from ..vocabulary import Vocabulary
 
 _DEMO_NAME = "fasa-demo"
@@ -50,9 +50,13 @@ class Subject:
         return str(self.metadata.get("general.name", "")).startswith(_DEMO_NAME)
 
     @property
-    def default_n_tip(self) -> int:
-        """A quarter of a head's chunks, as the engine has it."""
-        return max(1, (self.info.head_dim - self.info.n_rot // 2) // 4)
+    def default_n_tip(self) -> int | None:
+        """Dominant chunks of a head unless told otherwise, as the engine resolves it."""
+        context = Context(self.model, ContextSettings(n_ctx=32))
+        try:
+            return context.method.n_tip
+        finally:
+            context.close()
 
     def identity(self) -> dict[str, Any]:
         """What results depend on: the file's name, a fingerprint of the weights, a checksum of the table."""
