@@ -7,11 +7,12 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from ._native import lib
 from .model import Context
 
 # Of a prompt that is known already, the last few tokens are processed again: for the logits, and as many as make the
 # engine take the kernels of a batch, whose sums round as they did the first time. Same seed, same text.
-_N_AGAIN = 10
+_N_AGAIN: int = lib.FASA_ROWS_ALIKE
 
 
 def common_prefix(a: npt.NDArray[np.int32], b: npt.NDArray[np.int32]) -> int:

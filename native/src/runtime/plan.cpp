@@ -9,6 +9,8 @@
 namespace fasa {
 namespace {
 
+// Room to shorten a batch so that the last one is not left with fewer than n_rows_alike.
+constexpr int32_t min_n_batch = 2 * n_rows_alike;
 constexpr int32_t default_n_batch = 512, max_n_batch = 16384, max_n_seq = 1024, max_n_ctx = 1 << 28;
 
 // The weights are mapped: whatever part of them is cached counts as available, but decoding needs all of them resident.
@@ -49,6 +51,7 @@ fasa_context_params resolve(const Model& model, fasa_context_params params) {
     check_range("n_seq", params.n_seq, max_n_seq);
     if (params.n_seq == 0) params.n_seq = 1;
     if (params.n_batch == 0) params.n_batch = default_n_batch;
+    params.n_batch = std::max(params.n_batch, min_n_batch);
     if (params.n_ctx == 0) {
         const uint64_t available = available_beside_weights(model);
         params.n_ctx = largest_n_ctx(model, params, available, model.h.n_ctx_train);
