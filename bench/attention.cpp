@@ -55,7 +55,7 @@ void measure(const char* shape, int n_head, int n_head_kv, int head_dim, int n_c
 }  // namespace
 
 int main(int argc, char** argv) {
-    const int n_threads = argc > 1 ? std::atoi(argv[1]) : cpu_info().n_cores;
+    const int n_threads = argc > 1 ? std::atoi(argv[1]) : processor().n_cores;
     std::printf("%-22s %7s %8s %12s %14s   (%s)\n", "shape", "context", "threads", "decode GB/s", "prefill GFLOP/s",
                 cpu_info().name.c_str());
     for (const int n_ctx : {1024, 8192, 32768}) {

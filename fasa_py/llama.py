@@ -92,7 +92,7 @@ class Llama(OpenAIStyle):
         Tokens that a conversation can hold. None or 0: the trained context, or what fits in memory if that is less;
         the attribute ``n_ctx`` says.
     n_batch
-        Tokens of a prompt processed at once.
+        Tokens of a prompt processed at once, raised to 20 if less. What is computed does not depend on it.
     n_seq
         Conversations kept in memory at the same time, each of up to n_ctx tokens.
     n_threads

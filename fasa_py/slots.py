@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from ._native import lib
 from .model import Context
 
 # Of a prompt that is known already, the last few tokens are processed again: for the logits, and as many as make the
@@ -14,7 +15,7 @@ from .model import Context
 # same bits as a fresh one. Tokens that went through one by one (an answer) or very few at once (a tiny prompt) do not:
 # their keys and values were rounded as decoding rounds, and where they are reused, logits may differ a little from
 # those of a fresh run.
-_N_AGAIN = 10
+_N_AGAIN: int = lib.FASA_ROWS_ALIKE
 
 
 def common_prefix(a: npt.NDArray[np.int32], b: npt.NDArray[np.int32]) -> int:

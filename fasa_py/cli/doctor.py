@@ -7,6 +7,7 @@ import platform
 
 from .. import __version__
 from .._native import library_path
+from ..errors import UnsupportedError
 from ..llama import default_model
 from ..model import build_info, supported
 from .common import console, size, table
@@ -33,4 +34,6 @@ def run(_args: argparse.Namespace) -> int:
         ("demo model", default_model()),
     ]
     console().print(table("fasa doctor", rows))
+    if build.cpu_isa == "none":
+        raise UnsupportedError(build.cpu_isa_reason)
     return 0

@@ -4,6 +4,10 @@
 
 set(FASA_HAS_CUDA OFF)
 
+if(NOT FASA_CUDA MATCHES "^(AUTO|ON|OFF)$")
+  message(FATAL_ERROR "FASA_CUDA=${FASA_CUDA}: expected AUTO, ON or OFF")
+endif()
+
 if(FASA_CUDA STREQUAL "OFF")
   set(FASA_CUDA_REASON "off: FASA_CUDA=OFF")
   return()

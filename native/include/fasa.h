@@ -32,7 +32,8 @@ extern "C" {
 
 /* cdef begin */
 
-enum { FASA_ABI_VERSION = 1, FASA_MAX_DIMS = 4 };
+/* FASA_ROWS_ALIKE: a prompt reused up to this many tokens before its end gives the same logits as all of it. */
+enum { FASA_ABI_VERSION = 1, FASA_MAX_DIMS = 4, FASA_ROWS_ALIKE = 10 };
 
 typedef enum fasa_status {
     FASA_OK                 = 0,
@@ -111,8 +112,8 @@ typedef struct fasa_build_info {
     const char * compiler;
     bool         cuda;                 /* built with the CUDA backend */
     const char * cuda_reason;          /* why it was, or was not */
-    const char * cpu_isa;              /* instruction set in use: "scalar", "avx2", "avx512" */
-    const char * cpu_isa_reason;       /* why that one: "detected" or "FASA_CPU=..." */
+    const char * cpu_isa;              /* instruction set in use: "scalar", "avx2", "avx512"; or "none" */
+    const char * cpu_isa_reason;       /* why that one: "detected" or "FASA_CPU=..."; why none */
     const char * cpu_isa_built;        /* all that were built, comma-separated */
     const char * cpu_name;
     int32_t      n_cores;              /* usable by this process: affinity and cgroup counted in */
@@ -163,7 +164,8 @@ typedef struct fasa_method_params {
 
 typedef struct fasa_context_params {
     int32_t n_ctx;                     /* tokens a sequence can hold; 0: min(trained context, what fits) */
-    int32_t n_batch;                   /* tokens processed at once in prefill; 0: 512 */
+    int32_t n_batch;                   /* tokens processed at once in prefill; 0: 512. At least 2 * FASA_ROWS_ALIKE are
+                                          taken (or n_ctx), so that a prompt's logits do not depend on it */
     int32_t n_seq;                     /* sequences; 0: 1 */
     fasa_method_params method;
     const fasa_table * table;          /* NULL: the file's own, if it has one */

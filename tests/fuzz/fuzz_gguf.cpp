@@ -1,10 +1,11 @@
-// libFuzzer target: any bytes are a GGUF file that can be read through, or an Error that says why not.
+// libFuzzer target: any bytes are a GGUF file that can be read through and loaded as a model, or an Error that says why
+// not.
 #include <cstdint>
 #include <cstdlib>
 
 #include "base/error.h"
 #include "gguf/file.h"
-#include "model/hparams.h"
+#include "model/model.h"
 
 using namespace fasa;
 
@@ -46,12 +47,15 @@ void read_everything(const gguf::File& file) {
         if (&file.tensor(tensor.name) != &tensor) std::abort();
         touch(tensor.data, tensor.n_bytes);
     }
-    allow_error([&] { read_hparams(file); });
 }
 
 }  // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
-    allow_error([&] { read_everything(*gguf::File::open_memory({data, size}, "fuzz")); });
+    allow_error([&] {
+        const auto file = gguf::File::open_memory({data, size}, "fuzz");
+        read_everything(*file);
+        load_model(file, make_cpu_device(1), [](float) { return true; });
+    });
     return 0;
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import sys
 from pathlib import Path
 
@@ -12,12 +13,12 @@ from gguf_maker import Maker, Tensor, array, scalar, u32
 
 
 def model(arch: str, scaling: str) -> Maker:
-    """The metadata of a tiny model with a vocabulary, and its embedding."""
+    """A whole model of one layer: it loads, so that the fuzzer gets beyond the first tensor that is missing."""
     maker = Maker().add("general.architecture", scalar(make.STRING, arch))
     for key, count in (
-        ("block_count", 2),
+        ("block_count", 1),
         ("embedding_length", 32),
-        ("feed_forward_length", 64),
+        ("feed_forward_length", 32),
         ("context_length", 128),
         ("attention.head_count", 4),
         ("attention.head_count_kv", 2),
@@ -30,7 +31,20 @@ def model(arch: str, scaling: str) -> Maker:
     maker.add(f"{arch}.rope.scaling.type", scalar(make.STRING, scaling))
     maker.add(f"{arch}.rope.scaling.factor", scalar(make.F32, 2.0))
     maker.add("tokenizer.ggml.tokens", array(make.STRING, ["<s>", "a", "b"]))
-    return maker.add_tensor(Tensor("token_embd.weight", (32, 3), 8))
+    maker.tensors = [Tensor("token_embd.weight", (32, 3), 8), Tensor("output_norm.weight", (32,))]
+    shapes: dict[str, tuple[int, ...]] = {
+        "attn_norm.weight": (32,), "attn_q.weight": (32, 32), "attn_k.weight": (32, 16), "attn_v.weight": (32, 16),
+        "attn_output.weight": (32, 32), "ffn_norm.weight": (32,), "ffn_gate.weight": (32, 32),
+        "ffn_up.weight": (32, 32), "ffn_down.weight": (32, 32),
+    }  # fmt: skip
+    if arch == "qwen2":
+        shapes |= {"attn_q.bias": (32,), "attn_k.bias": (16,), "attn_v.bias": (16,)}
+    if arch == "qwen3":
+        shapes |= {"attn_q_norm.weight": (8,), "attn_k_norm.weight": (8,)}
+    maker.tensors += [Tensor(f"blk.0.{name}", dims, 2 * (len(dims) - 1)) for name, dims in shapes.items()]
+    if arch == "llama":
+        maker.add_tensor(Tensor("rope_freqs.weight", (4,), data=struct.pack("<4f", 1, 1, 2, 8)))
+    return maker
 
 
 def seeds() -> dict[str, Maker]:

@@ -1,6 +1,10 @@
 // The thread team: every task runs exactly once, whatever the sizes and however late threads wake up.
+#include <sys/wait.h>
+#include <unistd.h>
+
 #include <atomic>
 #include <chrono>
+#include <memory>
 #include <thread>
 #include <vector>
 
@@ -44,4 +48,31 @@ TEST(team_wakes_from_sleep) {
         team.run(30, [&](int64_t, int) { n++; });
         CHECK(n == 30);
     }
+}
+
+TEST(team_works_alone_after_a_fork) {
+    auto team = std::make_unique<Team>(4);
+    std::atomic<int> before = 0;
+    team->run(100, [&](int64_t, int) { before++; });
+    CHECK(before == 100);
+
+    const pid_t child = fork();
+    CHECK(child >= 0);
+    if (child == 0) {
+        alarm(20);  // a child that waits for threads it does not have ends by a signal
+        int n = 0, elsewhere = 0;
+        team->run(1000, [&](int64_t task, int thread) {
+            n += task == n;
+            elsewhere += thread != 0;
+        });
+        team.reset();
+        _exit(n == 1000 && elsewhere == 0 ? 0 : 1);
+    }
+    int status = -1;
+    CHECK(waitpid(child, &status, 0) == child);
+    CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+
+    std::atomic<int> after = 0;
+    team->run(100, [&](int64_t, int) { after++; });
+    CHECK(after == 100);
 }

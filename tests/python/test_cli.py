@@ -182,6 +182,13 @@ def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
     assert "scalar (FASA_CPU=scalar" in forced
 
 
+def test_doctor_of_a_processor_that_cannot_be_used() -> None:
+    done = fasa("doctor", env={**os.environ, "FASA_CPU": "mmx"})
+    assert done.returncode == 1
+    assert "usable core" in done.stdout
+    assert done.stderr.startswith("fasa: FASA_CPU=mmx") and done.stderr.count("\n") == 1
+
+
 def test_perplexity(capsys: pytest.CaptureFixture[str], demo_llm: Llama) -> None:
     text = "It was the best of times, it was the worst of times, it was the age of wisdom."
     assert cli.main(["perplexity", text]) == 0

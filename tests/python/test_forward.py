@@ -180,6 +180,19 @@ def test_batches_and_threads_do_not_matter(
 
 
 @pytest.mark.parametrize("name", LONG_MODELS)
+@pytest.mark.parametrize("n_tokens", [21, 43, 61])
+def test_logits_of_a_prompt_have_the_same_bits_in_batches_of_any_size(
+    name: str, n_tokens: int, directory: Path
+) -> None:
+    logits = []
+    for n_batch in (64, 1, 8, 20, 21, 33):
+        with Engine(directory / f"{name}.gguf", n_ctx=64, n_batch=n_batch) as engine:
+            logits.append(engine.decode(LONG[:n_tokens]))
+    for other in logits[1:]:
+        np.testing.assert_array_equal(other, logits[0])
+
+
+@pytest.mark.parametrize("name", LONG_MODELS)
 def test_truncated_context_computes_the_same(name: str, directory: Path) -> None:
     """What was decoded before a truncation leaves no trace."""
     with Engine(directory / f"{name}.gguf", n_ctx=64, n_batch=16) as engine:

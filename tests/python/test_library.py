@@ -20,12 +20,13 @@ PRINT_BUILD_INFO = """
 from fasa_py._native import ffi, lib, text
 info = ffi.new("fasa_build_info *")
 lib.fasa_build_info_get(info)
-print(text(info.cpu_isa), "|", text(info.cpu_isa_reason), "|", text(info.cpu_isa_built))
+print(text(info.cpu_isa), "|", text(info.cpu_isa_reason), "|", text(info.cpu_isa_built), "|", text(info.cpu_name), "|",
+      info.n_cores)
 """
 
 
 def build_info(fasa_cpu: str) -> list[str]:
-    """Instruction set, reason and what was built, of a process with this FASA_CPU."""
+    """Instruction set, reason, what was built, processor and cores, of a process with this FASA_CPU."""
     environment = {**os.environ, "FASA_CPU": fasa_cpu}
     done = subprocess.run([sys.executable, "-c", PRINT_BUILD_INFO], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -43,14 +44,15 @@ def test_build_info() -> None:
 
 
 def test_an_instruction_set_can_be_forced() -> None:
-    detected, reason, built = build_info("")
+    detected, reason, *rest = build_info("")
     assert reason == "detected"
-    assert detected in built.split(", ")
-    assert build_info("scalar") == ["scalar", "FASA_CPU=scalar", built]
+    assert detected in rest[0].split(", ")
+    assert build_info("scalar") == ["scalar", "FASA_CPU=scalar", *rest]
 
 
 def test_an_unknown_instruction_set_is_refused() -> None:
-    isa, reason, _ = build_info("mmx")
+    isa, reason, *rest = build_info("mmx")
+    assert rest == build_info("")[2:]
     assert isa == "none"
     assert "FASA_CPU=mmx" in reason
     assert "scalar" in reason

@@ -13,6 +13,7 @@ from gguf import GGUFReader
 from tiny_models import ARCHS, TYPES, TinyModel, tensors, write
 
 import fasa_py
+from fasa_py._native import ffi, lib, text
 from fasa_py.errors import ContextFullError, FasaError, FormatError, OutOfMemoryError, UnsupportedError
 
 NAN, INF = math.nan, math.inf
@@ -133,10 +134,57 @@ def test_no_architecture(tmp_path: Path) -> None:
         ({"llama.rope.scaling.type": "longrope"}, ["longrope", "yarn"]),
         ({"llama.expert_count": 8}, ["llama.expert_count"]),
         ({"llama.attention.value_length": 24}, ["24", "20"]),
+        ({"llama.rope.scaling.yarn_attn_factor": 1.5}, ["llama.rope.scaling.yarn_attn_factor", "1.5"]),
+        ({"llama.attention.causal": False}, ["llama.attention.causal", "false"]),
+        ({"llama.attention.scale": 0.25}, ["llama.attention.scale", "0.25"]),
+        ({"llama.attention.scale": 20**-0.5 * 1.0001}, ["llama.attention.scale", "0.22"]),
     ],
 )
 def test_unsupported_feature(tmp_path: Path, meta: dict[str, Any], names: list[str]) -> None:
     refused(write(tmp_path / "model.gguf", TinyModel(), meta=meta), UnsupportedError, *names)
+
+
+def test_unsupported_yarn(tmp_path: Path) -> None:
+    key = "llama.rope.scaling.yarn_log_multiplier"
+    path = write(tmp_path / "model.gguf", TinyModel(rope="yarn"), meta={key: 0.1})
+    refused(path, UnsupportedError, key, "0.1")
+    with Engine(write(tmp_path / "plain.gguf", TinyModel(), meta={key: 0.1}), n_ctx=8) as engine:
+        assert np.isfinite(engine.decode([1, 2, 3])).all()
+
+
+@pytest.mark.parametrize("scale", [0.0, 20**-0.5])
+def test_values_that_change_nothing(tmp_path: Path, scale: float) -> None:
+    meta = {
+        "llama.rope.scaling.yarn_attn_factor": 1.0,
+        "llama.rope.scaling.yarn_log_multiplier": 0.0,
+        "llama.attention.causal": True,
+        "llama.attention.scale": scale,
+    }
+    model = TinyModel(rope="yarn")
+    with Engine(write(tmp_path / "plain.gguf", model), n_ctx=8) as engine:
+        expected = engine.decode([1, 2, 3])
+    with Engine(write(tmp_path / "model.gguf", model, meta=meta), n_ctx=8) as engine:
+        np.testing.assert_array_equal(engine.decode([1, 2, 3]), expected)
+
+
+@pytest.mark.parametrize(("window", "warned"), [(0, False), (16, True), (1 << 20, False)])
+def test_sliding_window_is_ignored_with_a_warning(tmp_path: Path, window: int, warned: bool) -> None:
+    texts: list[str] = []
+
+    @ffi.callback("fasa_log_fn")
+    def sink(level: int, message: object, _user: object) -> None:
+        if level == lib.FASA_LOG_WARN:
+            texts.append(text(message))
+
+    key = "llama.attention.sliding_window"
+    path = write(tmp_path / "model.gguf", TinyModel(), meta={key: window})
+    lib.fasa_log_set(sink, ffi.NULL)
+    try:
+        with Engine(path, n_ctx=8) as engine:
+            assert np.isfinite(engine.decode([1, 2, 3])).all()
+    finally:
+        lib.fasa_log_set(ffi.NULL, ffi.NULL)
+    assert [key in message and str(window) in message for message in texts] == [True] * warned
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,11 @@ struct LinearOut {
 
 inline constexpr int max_head_dim = 1024;
 
+// Calls of at least this many rows round alike, whatever their number: a backend may take other kernels, with sums in
+// another order, only for fewer (as decoding does). So a prompt whose last batch has this many rows gives the same bits
+// wherever its batches end, and however much of it was known before. FASA_ROWS_ALIKE in fasa.h.
+inline constexpr int n_rows_alike = 10;
+
 // Rows of a batch: consecutive positions pos0 .. pos0 + n - 1 of one sequence.
 struct Rows {
     int32_t seq = 0, pos0 = 0, n = 0;

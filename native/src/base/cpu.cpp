@@ -47,24 +47,18 @@ bool runs_avx512() {
            __builtin_cpu_supports("avx512vnni");
 }
 
-std::vector<IsaEntry> built_isas() {
+std::vector<IsaEntry> isa_entries() {
     return {{Isa::scalar, "scalar", true}, {Isa::avx2, "avx2", runs_avx2()}, {Isa::avx512, "avx512", runs_avx512()}};
 }
 
 #else
 
-std::vector<IsaEntry> built_isas() { return {{Isa::scalar, "scalar", true}}; }
+std::vector<IsaEntry> isa_entries() { return {{Isa::scalar, "scalar", true}}; }
 
 #endif
 
-std::string built_names() {
-    std::string names;
-    for (const IsaEntry& entry : built_isas()) names += (names.empty() ? "" : ", ") + std::string(entry.name);
-    return names;
-}
-
 IsaEntry forced_isa(const std::string& name) {
-    for (const IsaEntry& entry : built_isas()) {
+    for (const IsaEntry& entry : isa_entries()) {
         if (name != entry.name) continue;
         if (!entry.runs) {
             fail(FASA_ERROR_UNSUPPORTED, "FASA_CPU=%s: this processor cannot run it; unset FASA_CPU to detect one",
@@ -73,12 +67,12 @@ IsaEntry forced_isa(const std::string& name) {
         return entry;
     }
     fail(FASA_ERROR_UNSUPPORTED, "FASA_CPU=%s: not in this build, which has %s", name.substr(0, 40).c_str(),
-         built_names().c_str());
+         built_isas().c_str());
 }
 
 IsaEntry best_isa() {
-    IsaEntry best = built_isas().front();
-    for (const IsaEntry& entry : built_isas()) {
+    IsaEntry best = isa_entries().front();
+    for (const IsaEntry& entry : isa_entries()) {
         if (entry.runs) best = entry;
     }
     return best;
@@ -115,23 +109,36 @@ int usable_cores() {
     return static_cast<int>(std::max(1.0, std::min(quota, static_cast<double>(affinity_cores()))));
 }
 
-CpuInfo detect() {
+Processor find_processor() {
+    const std::string model = field("/proc/cpuinfo", "model name");
+    return {model.empty() ? "unknown" : model, usable_cores()};
+}
+
+CpuInfo choose_isa() {
     const char* forced = std::getenv("FASA_CPU");
     const bool force = forced && *forced;
     const IsaEntry entry = force ? forced_isa(forced) : best_isa();
-    const std::string model = field("/proc/cpuinfo", "model name");
-    return {entry.isa,
-            entry.name,
-            force ? "FASA_CPU=" + std::string(forced) : "detected",
-            built_names(),
-            model.empty() ? "unknown" : model,
-            usable_cores()};
+    return {entry.isa, entry.name, force ? "FASA_CPU=" + std::string(forced) : "detected"};
 }
 
 }  // namespace
 
+const Processor& processor() {
+    static const Processor found = find_processor();
+    return found;
+}
+
+const std::string& built_isas() {
+    static const std::string names = [] {
+        std::string text;
+        for (const IsaEntry& entry : isa_entries()) text += (text.empty() ? "" : ", ") + std::string(entry.name);
+        return text;
+    }();
+    return names;
+}
+
 const CpuInfo& cpu_info() {
-    static const CpuInfo info = detect();
+    static const CpuInfo info = choose_isa();
     return info;
 }
 

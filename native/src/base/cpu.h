@@ -8,13 +8,22 @@ namespace fasa {
 
 enum class Isa { scalar, avx2, avx512 };
 
+struct Processor {
+    std::string model;  // "unknown" where the system does not say
+    int n_cores;        // usable by this process: affinity and cgroup quota counted in
+};
+
+// Looked up at the first call.
+const Processor& processor();
+
+// "scalar, avx2, avx512": the instruction sets of this build.
+const std::string& built_isas();
+
+// The instruction set in use.
 struct CpuInfo {
-    Isa isa;             // in use
+    Isa isa;
     std::string name;    // "scalar", "avx2", "avx512"
     std::string reason;  // "detected", or "FASA_CPU=avx2"
-    std::string built;   // "scalar, avx2, avx512"
-    std::string model;   // from the processor
-    int n_cores;         // usable by this process: affinity and cgroup quota counted in
 };
 
 // Decided at the first call. avx2 means AVX2+FMA+F16C, avx512 F+BW+DQ+VL+VNNI. The environment variable

@@ -1,10 +1,12 @@
 #include "base/team.h"
 
+#include <unistd.h>
+
 #include <exception>
 
 #include "base/error.h"
 
-#if defined(__x86_64__) || defined(__i386__)
+#if FASA_X86
 #include <immintrin.h>
 #endif
 
@@ -15,7 +17,7 @@ constexpr int n_spins = 1500;  // of about 40 ns each: longer than the gaps betw
 constexpr uint64_t loop_unit = uint64_t{1} << 32, left_mask = loop_unit - 1;
 
 void relax() {
-#if defined(__x86_64__) || defined(__i386__)
+#if FASA_X86
     _mm_pause();
 #else
     std::this_thread::yield();
@@ -33,7 +35,7 @@ void wait_while(const std::atomic<uint32_t>& value, uint32_t old) {
 
 }  // namespace
 
-Team::Team(int n_threads) : n_threads_(n_threads < 1 ? 1 : n_threads) {
+Team::Team(int n_threads) : n_threads_(n_threads < 1 ? 1 : n_threads), pid_(getpid()) {
     try {
         for (int thread = 1; thread < n_threads_; ++thread) threads_.emplace_back([this, thread] { work(thread); });
     } catch (const std::exception& error) {
@@ -42,7 +44,13 @@ Team::Team(int n_threads) : n_threads_(n_threads < 1 ? 1 : n_threads) {
     }
 }
 
-Team::~Team() { dismiss(); }
+Team::~Team() {
+    if (getpid() == pid_) {
+        dismiss();
+    } else {  // never freed: a std::thread that cannot be joined must not be destroyed either
+        [[maybe_unused]] const auto* lost = new std::vector<std::thread>(std::move(threads_));
+    }
+}
 
 void Team::dismiss() {
     stop_ = true;
@@ -52,6 +60,10 @@ void Team::dismiss() {
 }
 
 void Team::run_tasks(int64_t n, Invoke invoke, void* body) {
+    if (getpid() != pid_) {
+        for (int64_t task = 0; task < n; ++task) invoke(body, task, 0);
+        return;
+    }
     invoke_ = invoke;
     body_ = body;
     n_tasks_ = n;

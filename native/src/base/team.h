@@ -14,7 +14,8 @@ namespace fasa {
 
 class Team {
    public:
-    // n_threads counts the calling one; n_threads - 1 are started and sleep until there is work.
+    // n_threads counts the calling one; n_threads - 1 are started and sleep until there is work. They do not survive a
+    // fork: in the child, the caller does all tasks.
     explicit Team(int n_threads);
     ~Team();
     Team(const Team&) = delete;
@@ -47,6 +48,7 @@ class Team {
     void dismiss();
 
     int n_threads_;
+    int pid_;  // of the process that has the threads
     Invoke invoke_ = nullptr;
     void* body_ = nullptr;
     int64_t n_tasks_ = 0;

@@ -9,6 +9,8 @@ using namespace fasa;
 
 namespace {
 
+static_assert(FASA_ROWS_ALIKE == n_rows_alike);
+
 std::span<const int32_t> token_span(const int32_t* tokens, int32_t n) {
     if (n < 0) fail(FASA_ERROR_ARGUMENT, "n is %d, expected 0 or more", n);
     if (n > 0) require(tokens, "tokens");

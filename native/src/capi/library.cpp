@@ -29,19 +29,18 @@ fasa_build_info fixed_build_info() {
 
 // When FASA_CPU names what cannot run, the reason says so, and whatever needs the processor fails with the same text.
 void add_cpu(fasa_build_info& info) {
+    info.cpu_name = processor().model.c_str();
+    info.n_cores = processor().n_cores;
+    info.cpu_isa_built = built_isas().c_str();
     try {
         const CpuInfo& cpu = cpu_info();
         info.cpu_isa = cpu.name.c_str();
         info.cpu_isa_reason = cpu.reason.c_str();
-        info.cpu_isa_built = cpu.built.c_str();
-        info.cpu_name = cpu.model.c_str();
-        info.n_cores = cpu.n_cores;
     } catch (const std::exception& error) {
         static thread_local std::string reason;
         reason = error.what();
         info.cpu_isa = "none";
         info.cpu_isa_reason = reason.c_str();
-        info.cpu_isa_built = info.cpu_name = "";
     }
 }
 

@@ -62,8 +62,7 @@ std::vector<File::Loaded> File::load_all(const std::string& path) {
     if (!name || name->number < 1 || name->number > name->count) {
         fail(FASA_ERROR_FORMAT,
              "%s: one of %u files of a split model, but its name does not end in -00001-of-%05u.gguf or the like, so "
-             "the "
-             "others cannot be found",
+             "the others cannot be found",
              path.c_str(), count, count);
     }
     check_split(opened.part.metadata, *name, name->number);

@@ -4,6 +4,7 @@
 #include <iterator>
 
 #include "base/error.h"
+#include "base/log.h"
 #include "gguf/cursor.h"
 
 namespace fasa {
@@ -114,6 +115,36 @@ int32_t read_n_vocab(const Reader& r) {
     return static_cast<int32_t>(n_vocab);
 }
 
+// Throws when the key is there with another value than the one that the forward pass computes with.
+void refuse_unless(const Reader& r, const char* name, double expected, double tolerance) {
+    const auto value = r.file().find_f32(r.key(name));
+    if (value && !(std::abs(static_cast<double>(*value) - expected) <= tolerance)) {
+        fail(FASA_ERROR_UNSUPPORTED, "%s: metadata key \"%s\" is %g; only %g is supported", r.file().path().c_str(),
+             r.key(name).c_str(), static_cast<double>(*value), expected);
+    }
+}
+
+void refuse_other_attention(const Hparams& h, const Reader& r) {
+    if (!r.file().find_boolean(r.key("attention.causal")).value_or(true)) {
+        fail(FASA_ERROR_UNSUPPORTED, "%s: metadata key \"%s\" is false; only causal attention is supported",
+             r.file().path().c_str(), r.key("attention.causal").c_str());
+    }
+    const auto scale = r.file().find_f32(r.key("attention.scale"));
+    if (scale && *scale != 0) {  // 0 means the usual one
+        const double usual = 1 / std::sqrt(static_cast<double>(h.head_dim));
+        refuse_unless(r, "attention.scale", usual, 1e-5 * usual);
+    }
+}
+
+// llama.cpp ignores the window for these architectures, and so do we.
+void warn_of_window(const Hparams& h, const Reader& r) {
+    const auto window = r.file().find_u32(r.key("attention.sliding_window"));
+    if (window && *window > 0 && *window < static_cast<uint32_t>(h.n_ctx_train)) {
+        log_message(FASA_LOG_WARN, "%s: \"%s\" is %u, but attention looks at the whole context",
+                    r.file().path().c_str(), r.key("attention.sliding_window").c_str(), *window);
+    }
+}
+
 void refuse_unsupported_features(const Hparams& h, const Reader& r) {
     const auto n_expert = r.file().find_u32(r.key("expert_count"));
     if (n_expert && *n_expert > 0) {
@@ -125,6 +156,9 @@ void refuse_unsupported_features(const Hparams& h, const Reader& r) {
         fail(FASA_ERROR_UNSUPPORTED, "%s: value heads of %u dims beside key heads of %d are not supported",
              r.file().path().c_str(), *value_length, h.head_dim);
     }
+    refuse_unless(r, "rope.scaling.yarn_attn_factor", 1, 0);
+    if (h.rope_scaling == RopeScaling::yarn) refuse_unless(r, "rope.scaling.yarn_log_multiplier", 0, 0);
+    refuse_other_attention(h, r);
 }
 
 }  // namespace
@@ -172,6 +206,7 @@ Hparams read_hparams(const gguf::File& file) {
     read_rope(h, r);
     h.n_vocab = read_n_vocab(r);
     refuse_unsupported_features(h, r);
+    warn_of_window(h, r);
     return h;
 }
 

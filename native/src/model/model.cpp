@@ -58,7 +58,7 @@ class Loader {
         for (const gguf::Tensor& t : file_.tensors()) {
             if (!used_.contains(&t)) {
                 fail(FASA_ERROR_UNSUPPORTED,
-                     "%s: tensor \"%s\" has no place in a %s network of %d layers as it is supported",
+                     "%s: tensor \"%s\" is not used by a %s model of %d layers; ignoring it would change the results",
                      file_.path().c_str(), t.name.c_str(), h.arch->name, h.n_layer);
             }
         }

@@ -9,6 +9,8 @@
 namespace fasa {
 namespace {
 
+// Room to shorten a batch so that the last one is not left with fewer than n_rows_alike.
+constexpr int32_t min_n_batch = 2 * n_rows_alike;
 constexpr int32_t default_n_batch = 512, max_n_batch = 16384, max_n_seq = 1024;
 
 // Cached positions below which a sparse step costs more than it saves (docs/performance.md).
@@ -114,7 +116,7 @@ ContextConfig resolve(const Model& model, const fasa_context_params& p, std::sha
              c.table ? "" : " without a table");
     }
     if (c.n_ctx == 0) c.n_ctx = choose_n_ctx(model, c);
-    c.n_batch = std::min(c.n_batch, c.n_ctx);
+    c.n_batch = std::min(std::max(c.n_batch, min_n_batch), c.n_ctx);
     return c;
 }
 

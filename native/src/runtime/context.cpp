@@ -23,8 +23,7 @@ fasa_plan checked_plan(const Model& model, const ContextConfig& config) {
     if (!plan.fits) {
         fail(FASA_ERROR_MEMORY,
              "out of memory: a context of %d tokens needs %.1f MiB (KV cache %.1f, scratch %.1f), but %.1f MiB are "
-             "available "
-             "beside the weights; n_ctx = %d would fit",
+             "available beside the weights; n_ctx = %d would fit",
              plan.n_ctx, static_cast<double>(plan.kv_bytes + plan.scratch_bytes) / 0x1p20,
              static_cast<double>(plan.kv_bytes) / 0x1p20, static_cast<double>(plan.scratch_bytes) / 0x1p20,
              static_cast<double>(plan.available_bytes) / 0x1p20, plan.n_ctx_max);
@@ -32,15 +31,11 @@ fasa_plan checked_plan(const Model& model, const ContextConfig& config) {
     return plan;
 }
 
-// Fewer rows than this take kernels that round differently (as decoding does).
-constexpr size_t n_rows_alike = 10;
-
 // Tokens of the next batch of a prompt. The last batch is never a few rows alone, so that a prompt's logits do not
 // depend on where its batches end: what a prefix reused leaves to process gives the same bits as the whole.
 size_t next_batch(size_t n_batch, size_t n_left) {
-    if (n_left <= n_batch || n_left - n_batch >= n_rows_alike || n_batch < 2 * n_rows_alike)
-        return std::min(n_batch, n_left);
-    return n_batch - n_rows_alike;
+    if (n_left <= n_batch) return n_left;
+    return n_left - n_batch >= n_rows_alike ? n_batch : n_batch - n_rows_alike;
 }
 
 float log_probability(const float* logits, int32_t n_vocab, int32_t token) {

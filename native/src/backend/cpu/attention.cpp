@@ -8,6 +8,7 @@ namespace {
 
 constexpr int score_chunk = 4096;  // positions in one task of scoring: a task should outlast its start
 constexpr int decode_rows = 3;  // batches up to this size stream the cache row by row instead of in tiles
+static_assert(decode_rows < n_rows_alike);
 
 int64_t tile_values(int head_dim) {
     // transposed queries, transposed output, kernel scratch, visible counts
@@ -31,7 +32,7 @@ void merge(float* y, const SoftmaxState* state, int n_chunk, int stride, int hea
 }  // namespace
 
 const AttentionKernels& attention_kernels([[maybe_unused]] Isa isa) {
-#ifdef FASA_X86
+#if FASA_X86
     if (isa == Isa::avx512) return avx512::attention;
     if (isa == Isa::avx2) return avx2::attention;
 #endif

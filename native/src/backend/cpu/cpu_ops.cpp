@@ -17,7 +17,7 @@ namespace fasa {
 namespace cpu {
 
 const ElementwiseKernels& elementwise_kernels([[maybe_unused]] Isa isa) {
-#ifdef FASA_X86
+#if FASA_X86
     if (isa == Isa::avx512) return avx512::elementwise;
     if (isa == Isa::avx2) return avx2::elementwise;
 #endif
@@ -151,7 +151,7 @@ class CpuOps final : public Ops {
 
 class CpuDevice final : public Device {
    public:
-    explicit CpuDevice(int n_threads) : n_threads_(n_threads > 0 ? n_threads : cpu_info().n_cores) {}
+    explicit CpuDevice(int n_threads) : n_threads_(n_threads > 0 ? n_threads : processor().n_cores) {}
 
     std::string name() const override {
         return "cpu (" + cpu_info().name + ", " + std::to_string(n_threads_) +

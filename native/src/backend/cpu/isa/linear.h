@@ -20,6 +20,7 @@ inline constexpr int MAT_MIN = 3;
 inline constexpr int MAT_MIN = 4;
 #endif
 inline constexpr int MAT_MIN_FLOAT = 10;
+static_assert(MAT_MIN <= n_rows_alike && MAT_MIN_FLOAT <= n_rows_alike);
 
 #if defined(__AVX512F__)
 inline constexpr int MAT_V = 2;           // vectors of rows in a tile
