@@ -371,6 +371,8 @@ TEST(h2o_needs_the_whole_sequence) {
     CHECK(l.step(1, 60)[1][0].size() == 48);
     l.append(0, 0, 90);  // the other sequence has sums of its own
     CHECK(l.step(0, 90)[1][0].back() == 90 && l.step(1, 61)[1][0].back() == 61);
+    l.sparsity->forget(1, 0);  // as many other tokens, copied over it
+    CHECK_THROWS(l.step(1, 62), FASA_ERROR_ARGUMENT, "h2o", message);
 }
 
 TEST(methods_are_known_by_name) {
