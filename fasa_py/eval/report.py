@@ -149,7 +149,7 @@ def perplexity_table(records: Sequence[Record], length: int) -> str:
     for method in table.methods:
         mine = {r["case"]: r for r in own if r["method"] == method}
         theirs = {r["case"]: r for r in own if r["method"] == DENSE}
-        row = [method]
+        row = [method, str(len(mine))]
         for text in texts:
             row.append(_number(mine[text]["ppl"], 3) if text in mine else _NOTHING)
             ratio = math.exp(mine[text]["nll"] - theirs[text]["nll"]) if text in mine and text in theirs else math.nan
@@ -159,7 +159,14 @@ def perplexity_table(records: Sequence[Record], length: int) -> str:
         row += [_number(ratio, 4), _number(_weighted(values, "kl"), 4), _number(100 * _weighted(values, "agree"), 2)]
         row += [_number(100 * _weighted(values, name)) for name in ("recall", "mass")]
         rows.append(row + list(_cost(values)))
-    header = ["method", *(name for text in texts for name in (text, "ratio")), "ratio, all", "KL, nats", "agree %"]
+    header = [
+        "method",
+        "texts",
+        *(name for text in texts for name in (text, "ratio")),
+        "ratio, all",
+        "KL, nats",
+        "agree %",
+    ]
     return _markdown([*header, "recall %", "mass %", *_COST], rows)
 
 

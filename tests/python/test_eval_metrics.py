@@ -201,8 +201,8 @@ def test_perplexity_ratio() -> None:
          "mass": 0.8, "layers_sparse": 63, "tokens_selected": 63 * 512},
     ]  # fmt: skip
     lines = perplexity_table(records, 4096).splitlines()
-    assert lines[2].startswith("| dense | 7.389 | 1.0000 | 1.0000 | - |")
-    assert lines[3] == "| fasa | 8.166 | 1.1052 | 1.1052 | 0.0100 | 90.00 | 40.0 | 80.0 | 512 | 1.00 | 18 |"
+    assert lines[2].startswith("| dense | 1 | 7.389 | 1.0000 | 1.0000 | - |")
+    assert lines[3] == "| fasa | 1 | 8.166 | 1.1052 | 1.1052 | 0.0100 | 90.00 | 40.0 | 80.0 | 512 | 1.00 | 18 |"
     assert "## Perplexity, 4096 tokens" in markdown(records)
     assert summary(records)["4096"]["fasa"]["perplexity_ratio"] == pytest.approx(math.exp(0.1))
     assert summary(records)["4096"]["fasa"]["mean"]["mean"] is None, "JSON has no NaN"
