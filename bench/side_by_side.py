@@ -166,7 +166,9 @@ def read_bandwidth(n_threads: int) -> float:
     program.parent.mkdir(exist_ok=True)
     compiler = os.environ.get("CXX", "c++")
     source = REPOSITORY / "bench" / "bandwidth.cpp"
-    subprocess.run([compiler, "-std=c++20", "-O3", "-march=native", "-pthread", str(source), "-o", str(program)], check=True)
+    subprocess.run(
+        [compiler, "-std=c++20", "-O3", "-march=native", "-pthread", str(source), "-o", str(program)], check=True
+    )
     return float(subprocess.run([program, str(n_threads)], check=True, capture_output=True, text=True).stdout)
 
 

@@ -69,9 +69,7 @@ def made_up_table(model: Any) -> Any:
     n_chunk = info.head_dim - info.n_rot // 2
     random = np.random.default_rng(0)
     ca = random.random((info.n_layer, info.n_head, n_chunk), dtype=np.float32)
-    order = random.permuted(
-        np.tile(np.arange(n_chunk, dtype=np.uint16), (info.n_layer, info.n_head_kv, 1)), axis=-1
-    )
+    order = random.permuted(np.tile(np.arange(n_chunk, dtype=np.uint16), (info.n_layer, info.n_head_kv, 1)), axis=-1)
     return Table(model, ca, order, None, "mass")
 
 
@@ -106,8 +104,10 @@ def table(rows: list[dict[str, Any]], n_bytes: int, bandwidth: float, n_threads:
         speed, kv = row["tokens_per_s"], row["kv_bytes"]
         peer = speed.get("peer")
         share = (n_bytes + kv["fasa"]) * speed["fasa"] / bandwidth / 1e9
-        against = f"{peer:.2f} | {speed['dense']:.2f} | {speed['fasa']:.2f} | {speed['fasa'] / peer:.2f}" if peer else (
-            f"| {speed['dense']:.2f} | {speed['fasa']:.2f} | "
+        against = (
+            f"{peer:.2f} | {speed['dense']:.2f} | {speed['fasa']:.2f} | {speed['fasa'] / peer:.2f}"
+            if peer
+            else (f"| {speed['dense']:.2f} | {speed['fasa']:.2f} | ")
         )
         lines.append(
             f"| {row['depth']} | {against} | {speed['fasa'] / speed['dense']:.2f} | {kv['dense'] / 1e6:.1f} | "

@@ -7,7 +7,7 @@ namespace fasa::cpu {
 namespace {
 
 constexpr int score_chunk = 4096;  // positions in one task of scoring: a task should outlast its start
-constexpr int decode_rows = 3;  // batches up to this size stream the cache row by row instead of in tiles
+constexpr int decode_rows = 3;     // batches up to this size stream the cache row by row instead of in tiles
 static_assert(decode_rows < n_rows_alike);
 
 int64_t tile_values(int head_dim) {
