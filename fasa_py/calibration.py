@@ -260,7 +260,7 @@ def calibrate(
         Positions that mass is summed over, and those of them at both ends that are in without being ranked: as
         :class:`Method` has them by default.
     per_head
-        Choose sets by mass for each query head, too.
+        Choose sets by mass for each query head, too, with as many times fewer steps as heads share a KV head.
     n_threads
         CPU threads; None: all. Of a :class:`Llama`: its own.
     diagnostics

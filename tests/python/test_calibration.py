@@ -103,17 +103,19 @@ class Reference:
         self, chunks: list[int], n_fac: int, n_sink: int = 0, n_recent: int = 0, head: int | None = None,
         dims_of: list[list[int]] | None = None,
     ) -> float:  # fmt: skip
-        """Attention on the positions that a set of chunks ranks best; head: of one query head instead of the group."""
+        """Attention on the positions that a set of chunks ranks best; head: of one query head instead of the group,
+        at fewer steps, as the engine has it."""
         dims = [dim for chunk in chunks for dim in (dims_of or self.dims)[chunk]]
         total = 0.0
-        for queries, keys in self.steps:
+        steps = self.steps if head is None else self.steps[:: len(self.heads)]
+        for queries, keys in steps:
             queries = queries if head is None else queries[head : head + 1]
             attention = np.mean([softmax(keys @ q / np.sqrt(self.info.head_dim)) for q in queries], axis=0)
             scores = keys[:, dims] @ queries[:, dims].sum(axis=0)
             scores[:n_sink] = np.inf
             scores[len(scores) - n_recent :] = np.inf
             total += attention[top(scores, n_fac)].sum()
-        return total / len(self.steps)
+        return total / len(steps)
 
 
 @pytest.fixture(scope="module")
