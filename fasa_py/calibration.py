@@ -222,12 +222,12 @@ def calibrate(
     source: str | None = None,
     k: int = 256,
     criterion: str = "mass",
-    n_steps: int = 64,
+    n_steps: int = 128,
     n_samples: int | None = None,
     n_tip: int | None = None,
     n_fac: int = 256,
-    n_sink: int = 0,
-    n_recent: int = 0,
+    n_sink: int = 4,
+    n_recent: int = 32,
     per_head: bool = True,
     n_threads: int | None = None,
     diagnostics: bool = False,
@@ -257,9 +257,10 @@ def calibrate(
     n_tip
         Number of dominant chunks to recommend in the file; None: no recommendation.
     n_fac, n_sink, n_recent
-        Positions that mass is summed over, and those of them at both ends that are in without being ranked.
+        Positions that mass is summed over, and those of them at both ends that are in without being ranked: as
+        :class:`Method` has them by default.
     per_head
-        Choose sets by mass for each query head, too.
+        Choose sets by mass for each query head, too, with as many times fewer steps as heads share a KV head.
     n_threads
         CPU threads; None: all. Of a :class:`Llama`: its own.
     diagnostics

@@ -30,6 +30,7 @@ from fasa_py.model import Context, ContextSettings, Model, ModelInfo
 
 TOOL = Path(__file__).parents[2] / "tools" / "calibrate_to_gguf.py"
 K = 16
+BARE = {"k": K, "n_fac": K, "n_sink": 0, "n_recent": 0}
 
 MODELS = {
     "interleaved": TinyModel(arch="llama", seed=1),
@@ -102,17 +103,19 @@ class Reference:
         self, chunks: list[int], n_fac: int, n_sink: int = 0, n_recent: int = 0, head: int | None = None,
         dims_of: list[list[int]] | None = None,
     ) -> float:  # fmt: skip
-        """Attention on the positions that a set of chunks ranks best; head: of one query head instead of the group."""
+        """Attention on the positions that a set of chunks ranks best; head: of one query head instead of the group,
+        at fewer steps, as the engine has it."""
         dims = [dim for chunk in chunks for dim in (dims_of or self.dims)[chunk]]
         total = 0.0
-        for queries, keys in self.steps:
+        steps = self.steps if head is None else self.steps[:: len(self.heads)]
+        for queries, keys in steps:
             queries = queries if head is None else queries[head : head + 1]
             attention = np.mean([softmax(keys @ q / np.sqrt(self.info.head_dim)) for q in queries], axis=0)
             scores = keys[:, dims] @ queries[:, dims].sum(axis=0)
             scores[:n_sink] = np.inf
             scores[len(scores) - n_recent :] = np.inf
             total += attention[top(scores, n_fac)].sum()
-        return total / len(self.steps)
+        return total / len(steps)
 
 
 @pytest.fixture(scope="module")
@@ -237,7 +240,7 @@ def vocabulary_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def table(vocabulary_model: Path) -> CalibrationTable:
     text = "".join(chr(97 + i * i % 26) for i in range(400))
-    return calibrate(vocabulary_model, text=text, source="letters", k=K, n_fac=K, n_steps=3, n_tip=3)
+    return calibrate(vocabulary_model, text=text, source="letters", **BARE, n_steps=3, n_tip=3)
 
 
 def test_table_says_how_it_was_made(table: CalibrationTable, vocabulary_model: Path) -> None:
@@ -253,16 +256,16 @@ def test_table_says_how_it_was_made(table: CalibrationTable, vocabulary_model: P
 
 def test_several_samples_and_prompts(vocabulary_model: Path) -> None:
     progress: list[float] = []
-    by_text = calibrate(vocabulary_model, text="abcdefgh" * 60, k=K, n_fac=K, n_steps=2, n_samples=3, criterion="ca",
+    by_text = calibrate(vocabulary_model, text="abcdefgh" * 60, **BARE, n_steps=2, n_samples=3, criterion="ca",
                         diagnostics=True, progress=progress.append)  # fmt: skip
     assert (by_text.n_samples, by_text.n_steps, by_text.order) == (3, 6, None)
     assert by_text.diagnostics is not None and by_text.diagnostics.overlap is not None
     assert 0 < by_text.diagnostics.overlap <= 1 and "overlap" in by_text.report()
     assert progress == sorted(progress) and progress[-1] == 1.0
     prompts = [list(range(100, 180)), "some text to go on with, and on and on"]
-    by_prompts = calibrate(vocabulary_model, prompts=prompts, k=K, n_fac=K, n_steps=2)
+    by_prompts = calibrate(vocabulary_model, prompts=prompts, **BARE, n_steps=2)
     assert by_prompts.n_samples == 2 and by_prompts.source == "prompts"
-    same = calibrate(vocabulary_model, prompts=prompts, k=K, n_fac=K, n_steps=2, n_threads=1)
+    same = calibrate(vocabulary_model, prompts=prompts, **BARE, n_steps=2, n_threads=1)
     assert np.array_equal(by_prompts.ca, same.ca) and np.array_equal(by_prompts.order, same.order)
 
 
@@ -270,7 +273,7 @@ def test_loaded_model_keeps_its_conversation(vocabulary_model: Path) -> None:
     with fasa_py.Llama(vocabulary_model) as llm:
         llm.generate("abc", max_tokens=4)
         before = llm.tokens
-        assert calibrate(llm, text="hello " * 60, k=K, n_fac=K, n_steps=2).n_steps == 2
+        assert calibrate(llm, text="hello " * 60, **BARE, n_steps=2).n_steps == 2
         assert llm.tokens == before
 
 

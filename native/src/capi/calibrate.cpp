@@ -9,7 +9,7 @@ using namespace fasa;
 extern "C" {
 
 void fasa_calibrate_params_default(fasa_calibrate_params* out) {
-    if (out) *out = {256, 256, 0, 0, 32, -1, 0};
+    if (out) *out = {256, 256, 4, 32, 32, -1, 0};
 }
 
 fasa_status fasa_calibrate(float* ca, uint16_t* order, uint16_t* order_head, int32_t* n_steps, fasa_context* ctx,

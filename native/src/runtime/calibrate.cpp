@@ -30,6 +30,7 @@ struct Query {
 struct Judged {
     std::vector<float> q;             // [n_query][head_dim]
     std::vector<float*> probability;  // [n_query], each [n_pos]
+    int64_t every = 1;                // only every so many of the queries are used to choose a set
 };
 
 class Calibrator {
@@ -47,6 +48,7 @@ class Calibrator {
           kernels_(cpu::rank_kernels(cpu_info().isa)),
           team_(context.model().device->n_threads()) {
         for (int32_t i = 0; i < n_chunk_; ++i) dims_.push_back(layout_.dims(i));
+        head_.every = group_;  // so that a group's heads cost as much together as their KV head
         find_queries();
         take_memory();
     }
@@ -253,7 +255,7 @@ class Calibrator {
                                                  config_.k;
             }
         });
-        return mean(of_query);
+        return mean(of_query, n_query);
     }
 
     struct Thread {
@@ -270,10 +272,11 @@ class Calibrator {
         for (int32_t j = 0; j < config_.k; ++j) thread.weights[thread.candidates[j].pos] = 1.0f;
     }
 
-    std::vector<double> mean(const std::vector<double>& of_query) const {
+    // of_query [n][n_chunk]
+    std::vector<double> mean(const std::vector<double>& of_query, int64_t n) const {
         std::vector<double> total(static_cast<size_t>(n_chunk_));
         for (size_t i = 0; i < of_query.size(); ++i) total[i % static_cast<size_t>(n_chunk_)] += of_query[i];
-        for (double& value : total) value /= static_cast<double>(queries_.size());
+        for (double& value : total) value /= static_cast<double>(n);
         return total;
     }
 
@@ -298,10 +301,11 @@ class Calibrator {
 
     // Mass held with each of the chunks that are left added to the set, mean over queries: [n_chunk].
     std::vector<double> mass_with(const Judged& judged, const std::vector<uint16_t>& left) {
-        const int64_t n_query = static_cast<int64_t>(queries_.size());
+        const int64_t n_used = n_used_by(judged);
         const int32_t n_free = config_.n_fac - config_.n_sink - config_.n_recent;
-        std::vector<double> of_query(static_cast<size_t>(n_query * n_chunk_));
-        team_.run(n_query, [&](int64_t i, int thread) {
+        std::vector<double> of_query(static_cast<size_t>(n_used * n_chunk_));
+        team_.run(n_used, [&](int64_t used, int thread) {
+            const int64_t i = used * judged.every;
             const Query& query = queries_[i];
             const Thread& mine = threads_[thread];
             // Forced positions are in whatever the chunk: only those between them are ranked.
@@ -310,18 +314,23 @@ class Calibrator {
             for (const uint16_t chunk : left) {
                 const auto range =
                     add_chunk(mine.scores, base_[i] + config_.n_sink, middle, judged.q.data() + i * h_.head_dim, chunk);
-                of_query[i * n_chunk_ + chunk] =
+                of_query[used * n_chunk_ + chunk] =
                     cpu::top_weight(kernels_, mine.scores, judged.probability[i] + config_.n_sink, middle.n_pos, n_free,
                                     range, mine.candidates);
             }
         });
-        return mean(of_query);
+        return mean(of_query, n_used);
     }
 
     void add_to_base(const Judged& judged, uint16_t chunk) {
-        team_.run(static_cast<int64_t>(queries_.size()), [&](int64_t i, int) {
+        team_.run(n_used_by(judged), [&](int64_t used, int) {
+            const int64_t i = used * judged.every;
             add_chunk(base_[i], base_[i], queries_[i], judged.q.data() + i * h_.head_dim, chunk);
         });
+    }
+
+    int64_t n_used_by(const Judged& judged) const {
+        return (static_cast<int64_t>(queries_.size()) + judged.every - 1) / judged.every;
     }
 
     const Calibration& out_;

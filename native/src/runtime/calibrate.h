@@ -25,7 +25,8 @@ struct Calibration {
 // CA_K(chunk) = |TopK(q . key) and TopK(the same over the chunk's dims)| / K, raw scores, mean over the recorded steps
 // with more than K positions. Mass: chunks are added one at a time, each time the one with which the n_fac positions
 // ranked by the summed scores of the set hold the most attention, mean over steps; for a KV head, scores are summed and
-// attention is averaged over its query heads, as inference ranks. Returns the number of steps used.
+// attention is averaged over its query heads, as inference ranks. A query head's set is chosen with as many times fewer
+// steps as there are heads in its group. Returns the number of steps used.
 //
 // The recorded positions must still be in the cache. Throws ARGUMENT when no step is long enough, MEMORY when the work
 // space, (head_dim + 3 * steps) floats a cached position, does not fit, CANCELLED when progress returns false.
