@@ -47,6 +47,17 @@ def model(arch: str, scaling: str) -> Maker:
     return maker
 
 
+def calibrated(arch: str, layout: str) -> Maker:
+    """The same with a FASA table: 1 layer, 4 heads in 2 groups, 4 chunks a head."""
+    maker = model(arch, "none")
+    for key, count in (("version", 1), ("n_chunk", 4), ("n_tip", 2)):
+        maker.add(f"fasa.{key}", scalar(make.U32, count))
+    maker.add("fasa.chunk_layout", scalar(make.STRING, layout)).add("fasa.criterion", scalar(make.STRING, "mass"))
+    maker.add("fasa.ca_scores", array(make.F32, [0.5, 0.25, 0.0, 1.0] * 4))
+    maker.add("fasa.chunk_order", array(make.U16, [0, 3, 1, 2] * 2))
+    return maker.add("fasa.chunk_order_head", array(make.U16, [3, 2, 1, 0] * 4))
+
+
 def seeds() -> dict[str, Maker]:
     version2 = make.small_model()
     version2.version = u32(2)
@@ -62,6 +73,8 @@ def seeds() -> dict[str, Maker]:
         "llama": model("llama", "linear"),
         "qwen2": model("qwen2", "yarn"),
         "qwen3": model("qwen3", "none"),
+        "table_llama": calibrated("llama", "interleaved"),
+        "table_qwen2": calibrated("qwen2", "half_split"),
     }
 
 
