@@ -1,0 +1,40 @@
+// The place of native/src/backend/cuda/launch.cuh: launches join the queue (queue.h).
+#pragma once
+
+#include <tuple>
+
+#include "backend/cuda/runtime.h"
+#include "block.h"
+#include "queue.h"
+
+#define FASA_DYNAMIC_SHARED(name) uint8_t* const name = ::on_cpu::dynamic_shared()
+
+namespace fasa::cuda {
+
+struct Launch {
+    const char* name;  // of the kernel, for errors
+    dim3 grid, block;
+    size_t shared_bytes = 0;
+    cudaStream_t stream = nullptr;
+    bool overlap = false;
+};
+
+template <class... P>
+void allow_shared(void (*kernel)(P...), size_t n_bytes, const char* name) {
+    check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
+                               static_cast<int>(n_bytes)),
+          name);
+}
+
+template <class... P, class... A>
+void launch(const Launch& how, void (*kernel)(P...), A... args) {
+    using Arguments = std::tuple<std::decay_t<P>...>;
+    static_assert(sizeof(Arguments) <= 4096 && (std::is_trivially_copyable_v<P> && ...));
+    const Arguments arguments(static_cast<P>(args)...);
+    check(on_cpu::launch({how.name, how.grid, how.block, how.shared_bytes, how.overlap,
+                          [kernel, arguments] { std::apply(kernel, arguments); }},
+                         reinterpret_cast<const void*>(kernel), how.stream),
+          how.name);
+}
+
+}  // namespace fasa::cuda

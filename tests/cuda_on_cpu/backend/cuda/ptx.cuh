@@ -1,0 +1,119 @@
+// The place of native/src/backend/cuda/ptx.cuh: the same functions, fragments laid out as the PTX ISA says.
+#pragma once
+
+#include <cuda_fp16.h>
+
+#include <cstdint>
+
+#include "block.h"
+
+namespace fasa::cuda::ptx {
+
+struct Fragments {
+    float* d;
+    const uint32_t *a, *b;
+};
+
+// One of the two halves in a register.
+inline float half_of(uint32_t pair, int i) { return half_to_float(static_cast<uint16_t>(pair >> 16 * i)); }
+
+inline void all_lanes(const on_cpu::Slots& slots, const char* what) {
+    for (const void* slot : slots) {
+        if (!slot) on_cpu::fault("%s needs all 32 lanes", what);
+    }
+}
+
+// Register i of lane 4 g + t holds: d[g + 8 (i / 2)][2 t + i % 2]; a[g + 8 (i % 2)][2 t + 8 (i / 2) + 0, 1];
+// b[2 t + 8 i + 0, 1][g].
+inline void mma_all(on_cpu::Slots& slots) {
+    all_lanes(slots, "mma");
+    float a[16][16], b[16][8];
+    for (int lane = 0; lane < 32; ++lane) {
+        const Fragments& f = *static_cast<Fragments*>(slots[lane]);
+        const int g = lane / 4, t = lane % 4;
+        for (int i = 0; i < 4; ++i) {
+            for (int h = 0; h < 2; ++h) a[g + 8 * (i % 2)][2 * t + 8 * (i / 2) + h] = half_of(f.a[i], h);
+        }
+        for (int i = 0; i < 2; ++i) {
+            for (int h = 0; h < 2; ++h) b[2 * t + 8 * i + h][g] = half_of(f.b[i], h);
+        }
+    }
+    for (int lane = 0; lane < 32; ++lane) {
+        float* d = static_cast<Fragments*>(slots[lane])->d;
+        for (int i = 0; i < 4; ++i) {
+            const int row = lane / 4 + 8 * (i / 2), column = 2 * (lane % 4) + i % 2;
+            double sum = d[i];
+            for (int k = 0; k < 16; ++k) sum += static_cast<double>(a[row][k]) * b[k][column];
+            d[i] = static_cast<float>(sum);
+        }
+    }
+}
+
+inline void mma_f16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], ON_CPU_CALLER) {
+    Fragments mine{d, a, b};
+    on_cpu::meet({"mma_f16", file, line}, ~0u, &mine, mma_all);
+}
+
+struct MatrixRows {
+    uint32_t* r;
+    const void* row;
+};
+
+// Register m of lane 4 g + t holds elements 2 t, 2 t + 1 of row g of matrix m; transposed, of column g.
+template <bool transposed>
+void load_all(on_cpu::Slots& slots) {
+    all_lanes(slots, "ldmatrix");
+    for (int m = 0; m < 4; ++m) {
+        uint16_t matrix[8][8];
+        for (int row = 0; row < 8; ++row) {
+            const void* from = static_cast<MatrixRows*>(slots[8 * m + row])->row;
+            if (reinterpret_cast<uintptr_t>(from) % 16 != 0) on_cpu::fault("ldmatrix: a row is not 16-byte aligned");
+            std::memcpy(matrix[row], from, 16);
+        }
+        for (int lane = 0; lane < 32; ++lane) {
+            const int g = lane / 4, t = 2 * (lane % 4);
+            const uint16_t low = transposed ? matrix[t][g] : matrix[g][t];
+            const uint16_t high = transposed ? matrix[t + 1][g] : matrix[g][t + 1];
+            static_cast<MatrixRows*>(slots[lane])->r[m] = low | uint32_t{high} << 16;
+        }
+    }
+}
+
+inline void load_matrix(uint32_t (&r)[4], const void* row, ON_CPU_CALLER) {
+    MatrixRows mine{r, row};
+    on_cpu::meet({"load_matrix", file, line}, ~0u, &mine, load_all<false>);
+}
+
+inline void load_matrix_transposed(uint32_t (&r)[4], const void* row, ON_CPU_CALLER) {
+    MatrixRows mine{r, row};
+    on_cpu::meet({"load_matrix_transposed", file, line}, ~0u, &mine, load_all<true>);
+}
+
+// The copy takes place in the wait; until then the destination holds ones (as half or float: NaN).
+inline void copy_async_16(void* shared, const void* global, bool valid = true) {
+    const auto bits = reinterpret_cast<uintptr_t>(shared) | (valid ? reinterpret_cast<uintptr_t>(global) : 0);
+    if (bits % 16 != 0) on_cpu::fault("copy_async_16: an address is not 16-byte aligned");
+    std::memset(shared, 0xff, 16);
+    on_cpu::running->copies.back().push_back({shared, valid ? global : nullptr});
+}
+inline void copy_async_commit() { on_cpu::running->copies.emplace_back(); }
+template <int n>
+inline void copy_async_wait() {
+    auto& groups = on_cpu::running->copies;
+    while (groups.size() > n + 1) {  // the last one is still open
+        for (const auto& [to, from] : groups.front()) {
+            from ? std::memcpy(to, from, 16) : std::memset(to, 0, 16);
+        }
+        groups.erase(groups.begin());
+    }
+}
+
+inline uint4 load_once(const void* global) {
+    if (reinterpret_cast<uintptr_t>(global) % 16 != 0) on_cpu::fault("load_once: the address is not 16-byte aligned");
+    return *static_cast<const uint4*>(global);
+}
+
+inline void wait_for_previous() { on_cpu::block.waited_for_previous = true; }
+inline void start_next() {}
+
+}  // namespace fasa::cuda::ptx

@@ -1,0 +1,29 @@
+// The device's queue of work, and its memory. Work runs when the host waits for it, so that a wait that was forgotten
+// shows.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <functional>
+
+#include "block.h"
+
+namespace on_cpu {
+
+// Queued, or, while the stream captures, recorded.
+cudaError_t launch(Kernel kernel, const void* function, cudaStream_t stream);
+cudaError_t enqueue(std::function<void()> work, cudaStream_t stream);
+
+// Runs what is queued. After a fault the rest is dropped.
+cudaError_t flush();
+
+// Remembers the error for cudaGetLastError.
+cudaError_t remember(cudaError_t error);
+
+bool is_capturing(cudaStream_t stream);
+bool is_any_capturing();
+
+bool is_device_memory(const void* p, size_t n_bytes);
+bool is_pinned_memory(const void* p, size_t n_bytes);
+
+}  // namespace on_cpu
