@@ -1,5 +1,5 @@
-// What the CUDA backend uses of the CUDA runtime, on the CPU (README.md): types, memory (memory.cpp), streams, graphs (streams.cpp),
-// and what a kernel may call (device_functions.h).
+// What the CUDA backend uses of the CUDA runtime, on the CPU (README.md): types, memory (memory.cpp), streams, graphs
+// (streams.cpp), and what a kernel may call (device_functions.h).
 #pragma once
 
 #include <cstring>

@@ -283,8 +283,7 @@ inline float __saturatef(float x) { return x > 0 ? (x < 1 ? x : 1) : 0; }
 
 // As CUDA's: a NaN loses against a number.
 template <class A, class B>
-    requires(std::is_arithmetic_v<A> && std::is_arithmetic_v<B>)
-constexpr auto min(A a, B b) {
+requires(std::is_arithmetic_v<A>&& std::is_arithmetic_v<B>) constexpr auto min(A a, B b) {
     using T = std::common_type_t<A, B>;
     if constexpr (std::is_floating_point_v<T>) {
         return std::fmin(static_cast<T>(a), static_cast<T>(b));
@@ -293,8 +292,7 @@ constexpr auto min(A a, B b) {
     }
 }
 template <class A, class B>
-    requires(std::is_arithmetic_v<A> && std::is_arithmetic_v<B>)
-constexpr auto max(A a, B b) {
+requires(std::is_arithmetic_v<A>&& std::is_arithmetic_v<B>) constexpr auto max(A a, B b) {
     using T = std::common_type_t<A, B>;
     if constexpr (std::is_floating_point_v<T>) {
         return std::fmax(static_cast<T>(a), static_cast<T>(b));

@@ -176,8 +176,8 @@ cudaError_t cudaMemcpy2DAsync(void* to, size_t to_pitch, const void* from, size_
     }
     const auto copy = [=](const void* source) {
         for (size_t i = 0; i < height; ++i) {
-            std::memmove(static_cast<uint8_t*>(to) + i * to_pitch,
-                         static_cast<const uint8_t*>(source) + i * from_pitch, width);
+            std::memmove(static_cast<uint8_t*>(to) + i * to_pitch, static_cast<const uint8_t*>(source) + i * from_pitch,
+                         width);
         }
     };
     const bool pageable_from = !is_device_memory(from, from_bytes) && !is_pinned_memory(from, from_bytes);
