@@ -1,14 +1,25 @@
-// cuBLAS and cuBLASLt, loaded when first used: the library also works where neither is installed.
+// cuBLASLt, loaded when first used: the library also works where it is not installed.
 #pragma once
+
+#include <cublasLt.h>
 
 namespace fasa::cuda {
 
-// The function of this name. Throws Error(UNSUPPORTED) that says how to install cuBLAS.
-void* cublas_function(const char* name);
-void* cublas_lt_function(const char* name);
+// The functions in use, under their own names.
+#define FASA_CUBLAS_LT_FUNCTIONS(f)                                                                                  \
+    f(cublasLtCreate) f(cublasLtDestroy) f(cublasLtMatmulDescCreate) f(cublasLtMatmulDescDestroy)                    \
+        f(cublasLtMatmulDescSetAttribute) f(cublasLtMatrixLayoutCreate) f(cublasLtMatrixLayoutDestroy)               \
+            f(cublasLtMatrixLayoutSetAttribute) f(cublasLtMatmulPreferenceCreate) f(cublasLtMatmulPreferenceDestroy) \
+                f(cublasLtMatmulPreferenceSetAttribute) f(cublasLtMatmulAlgoGetHeuristic) f(cublasLtMatmulAlgoCheck) \
+                    f(cublasLtMatmulAlgoConfigGetAttribute) f(cublasLtMatmul)
+
+struct CublasLt {
+#define FASA_MEMBER(name) decltype(&::name) name;
+    FASA_CUBLAS_LT_FUNCTIONS(FASA_MEMBER)
+#undef FASA_MEMBER
+};
+
+// Throws Error(UNSUPPORTED) that says how to install cuBLAS.
+const CublasLt& cublas_lt();
 
 }  // namespace fasa::cuda
-
-// FASA_CUBLAS_LT(cublasLtCreate)(&handle): the call, with the type that <cublasLt.h> declares.
-#define FASA_CUBLAS(name) reinterpret_cast<decltype(&name)>(::fasa::cuda::cublas_function(#name))
-#define FASA_CUBLAS_LT(name) reinterpret_cast<decltype(&name)>(::fasa::cuda::cublas_lt_function(#name))
