@@ -190,9 +190,10 @@ void prepare() {
         throw Fault("no memory for the emulation");
     }
     shared_end = static_cast<uint8_t*>(p) + GUARD + (256 << 10);
+    static char signal_stack[64 << 10];
     stack_t stack = {};
-    stack.ss_size = 64 << 10;
-    stack.ss_sp = std::malloc(stack.ss_size);
+    stack.ss_size = sizeof(signal_stack);
+    stack.ss_sp = signal_stack;
     sigaltstack(&stack, nullptr);
     struct sigaction action = {};
     action.sa_sigaction = on_signal;
@@ -250,7 +251,8 @@ int barrier(Site site, int vote) {
     for (size_t i = 0; i < n_threads; ++i) {
         const Site& other = threads[i]->site;
         if (other.line != site.line || std::strcmp(other.what, site.what) != 0) {
-            fault("its barrier in line %d is not the one where %s", site.line, text_of(*threads[i]).c_str());
+            fault("%s in line %d is not %s in line %d, where thread %zu waits", site.what, site.line, other.what,
+                  other.line, i);
         }
         sum += threads[i]->vote;
     }
@@ -279,8 +281,8 @@ void meet(Site site, unsigned mask, void* slot, Exchange exchange) {
         if (t.state != Thread::State::at_meeting) {
             all_here = false;
         } else if (t.exchange != exchange || t.mask != mask || std::strcmp(t.site.what, site.what) != 0) {
-            fault("%s in line %d with mask %08x, while %s with mask %08x", site.what, site.line, mask,
-                  text_of(t).c_str(), t.mask);
+            fault("%s in line %d with mask %08x, while thread %d waits in %s in line %d with mask %08x", site.what,
+                  site.line, mask, t.number, t.site.what, t.site.line, t.mask);
         }
         slots[lane] = t.slot;
     }

@@ -80,7 +80,9 @@ bool is_untouched(const uint8_t* from, const uint8_t* to) {
 }
 
 cudaError_t release(void* p, bool on_device) {
+    if (is_any_capturing()) return remember(cudaErrorStreamCaptureUnsupported);
     const cudaError_t status = flush();  // as cudaFree, which waits for the device
+    if (status != cudaSuccess) report_later(status);
     if (!p) return status;
     const auto found = allocations.find(p);
     if (found == allocations.end() || found->second.on_device != on_device) return remember(cudaErrorInvalidValue);

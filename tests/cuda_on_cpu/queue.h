@@ -17,6 +17,9 @@ cudaError_t enqueue(std::function<void()> work, cudaStream_t stream);
 // Runs what is queued. After a fault the rest is dropped.
 cudaError_t flush();
 
+// The next flush fails with this: owners of memory do not look whether freeing it failed.
+void report_later(cudaError_t error);
+
 // Remembers the error for cudaGetLastError.
 cudaError_t remember(cudaError_t error);
 

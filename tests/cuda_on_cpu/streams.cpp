@@ -35,7 +35,7 @@ constexpr size_t SHARED_BY_DEFAULT = 48 << 10;
 std::set<cudaStream_t> streams;
 std::deque<Work> queue;
 std::map<const void*, size_t> allowed_shared;
-cudaError_t last_error = cudaSuccess;
+cudaError_t last_error = cudaSuccess, unreported = cudaSuccess;
 std::string fault_text = "a kernel failed";
 
 }  // namespace
@@ -45,12 +45,15 @@ cudaError_t remember(cudaError_t error) {
     return error;
 }
 
+void report_later(cudaError_t error) { unreported = error; }
+
 bool is_capturing(cudaStream_t stream) { return stream && stream->capture; }
 
 bool is_any_capturing() { return std::any_of(streams.begin(), streams.end(), is_capturing); }
 
 cudaError_t flush() {
     if (is_any_capturing()) return remember(cudaErrorStreamCaptureUnsupported);
+    if (unreported != cudaSuccess) return remember(std::exchange(unreported, cudaSuccess));
     try {
         while (!queue.empty()) {
             const Work work = std::move(queue.front());

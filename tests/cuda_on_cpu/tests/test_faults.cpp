@@ -1,0 +1,138 @@
+// What the emulation must find.
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cstdlib>
+
+#include "backend/cuda/launch.cuh"
+#include "backend/cuda/ptx.cuh"
+#include "check.h"
+#include "device_array.h"
+
+namespace fasa::cuda {
+namespace {
+
+using test::DeviceArray;
+
+void wait() { check(cudaDeviceSynchronize(), "waiting"); }
+
+__global__ void half_a_barrier() {
+    if (threadIdx.x < 40) __syncthreads();
+}
+__global__ void two_barriers() {
+    if (threadIdx.x < 32) {
+        __syncthreads();
+    } else {
+        __syncthreads();
+    }
+}
+__global__ void lane_leaves(float* x) {
+    if (threadIdx.x == 7) return;
+    x[threadIdx.x] = __shfl_xor_sync(~0u, 1.0f, 1);
+}
+__global__ void two_shuffles(float* x) {
+    x[threadIdx.x] = threadIdx.x < 16 ? __shfl_xor_sync(~0u, 1.0f, 1) : __shfl_down_sync(~0u, 1.0f, 1);
+}
+__global__ void two_masks(float* x) { x[threadIdx.x] = __shfl_xor_sync(threadIdx.x < 16 ? 0x1ffffu : ~0u, 1.0f, 1); }
+__global__ void never_waits() { ptx::start_next(); }
+
+TEST(on_cpu_deadlocks) {
+    DeviceArray<float> x(32);
+    launch({"half", 1, 64}, half_a_barrier);
+    CHECK_THROWS(wait(), FASA_ERROR_DEVICE, "kernel half", "deadlock", "waits in __syncthreads", "has ended");
+    launch({"two", 1, 64}, two_barriers);
+    CHECK_THROWS(wait(), FASA_ERROR_DEVICE, "kernel two", "is not __syncthreads in line");
+    launch({"leaves", 1, 32}, lane_leaves, x.data());
+    CHECK_THROWS(wait(), FASA_ERROR_DEVICE, "kernel leaves", "deadlock", "thread (7, 0, 0) has ended");
+    launch({"shuffles", 1, 32}, two_shuffles, x.data());
+    CHECK_THROWS(wait(), FASA_ERROR_DEVICE, "__shfl_xor_sync", "__shfl_down_sync");
+    launch({"masks", 1, 32}, two_masks, x.data());
+    CHECK_THROWS(wait(), FASA_ERROR_DEVICE, "0001ffff", "ffffffff");
+    launch({"never", 1, 32, 0, nullptr, true}, never_waits);
+    CHECK_THROWS(wait(), FASA_ERROR_DEVICE, "kernel never", "never waits");
+    wait();
+}
+
+__global__ void read_shared(float* x, const float* from) {
+    __shared__ float fixed[4];
+    FASA_DYNAMIC_SHARED(shared);
+    float* given = reinterpret_cast<float*>(shared);
+    x[0] = fixed[threadIdx.x];
+    x[1] = given[threadIdx.x];
+    ptx::copy_async_16(given, from);
+    ptx::copy_async_commit();
+    x[2] = given[3];  // too early
+    ptx::copy_async_wait<0>();
+    x[3] = given[3];
+    fixed[threadIdx.x] = given[0] = 1;
+}
+
+TEST(on_cpu_poison) {
+    DeviceArray<float> x(5), from({4.0f, 4.0f, 4.0f, 4.0f});
+    CHECK(std::isnan(x.host()[4]));
+    for (int i = 0; i < 2; ++i) {
+        launch({"read", 1, 1, 16}, read_shared, x.data(), static_cast<const float*>(from.data()));
+        const std::vector<float> found = x.host();
+        CHECK(std::isnan(found[0]));
+        CHECK(std::isnan(found[1]));
+        CHECK(std::isnan(found[2]));
+        CHECK(found[3] == 4);
+    }
+}
+
+__global__ void write_at(uint8_t* x, int64_t at) { x[at] = 1; }
+__global__ void read_vector(uint4* x, const void* from) { *x = ptx::load_once(from); }
+
+// The function does not return, but ends the process with an error: of ours, or of AddressSanitizer.
+template <class F>
+bool is_fatal(F f) {
+    std::fflush(stdout);
+    const pid_t child = fork();
+    if (child == 0) {
+        if (!std::freopen("/dev/null", "w", stderr)) _exit(0);
+        f();
+        _exit(0);
+    }
+    int status = 0;
+    waitpid(child, &status, 0);
+    return !WIFEXITED(status) || WEXITSTATUS(status) != 0;
+}
+
+TEST(on_cpu_memory) {
+    DeviceArray<uint8_t> x(1000);
+    DeviceArray<uint4> y(1);
+    CHECK(is_fatal([] {
+        uint8_t* p = nullptr;
+        check(cudaMalloc(&p, 1000), "memory");
+        launch({"write", 1, 1}, write_at, p, 1000);  // just beyond: found when freed
+        check(cudaFree(p), "free");
+    }));
+    launch({"write", 1, 1}, write_at, x.data(), 5000);
+    CHECK_THROWS(wait(), FASA_ERROR_DEVICE, "kernel write", "thread (0, 0, 0)", "memory that is not there");
+    launch({"vector", 1, 1}, read_vector, y.data(), static_cast<const void*>(x.data() + 8));
+    CHECK_THROWS(wait(), FASA_ERROR_DEVICE, "kernel vector", "16-byte aligned");
+    float host[4] = {};
+    CHECK(cudaMemcpy(host, x.data(), 16, cudaMemcpyHostToDevice) == cudaErrorInvalidValue);
+    CHECK(cudaMemcpy(host, x.data() + 992, 16, cudaMemcpyDeviceToHost) == cudaErrorInvalidValue);
+    void* p = nullptr;
+    CHECK(cudaMalloc(&p, size_t{1} << 40) == cudaErrorMemoryAllocation && p == nullptr);
+}
+
+TEST(on_cpu_capture) {
+    DeviceArray<float> x(1);
+    cudaStream_t stream = nullptr;
+    cudaGraph_t graph = nullptr;
+    check(cudaStreamCreate(&stream), "stream");
+    check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal), "capture");
+    void* p = nullptr;
+    CHECK(cudaMalloc(&p, 16) == cudaErrorStreamCaptureUnsupported);
+    CHECK(cudaStreamSynchronize(stream) == cudaErrorStreamCaptureUnsupported);
+    CHECK(cudaMemset(x.data(), 0, 4) == cudaErrorStreamCaptureImplicit);
+    check(cudaStreamEndCapture(stream, &graph), "capture");
+    check(cudaGraphDestroy(graph), "graph");
+    check(cudaStreamDestroy(stream), "stream");
+    cudaGetLastError();
+}
+
+}  // namespace
+}  // namespace fasa::cuda
