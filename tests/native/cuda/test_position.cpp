@@ -100,8 +100,8 @@ void run(const Case& c, std::vector<float>& q, Cache& cache) {
     DeviceArray<uint16_t> dom(std::vector<uint16_t>(c.n_dom_values(), untouched));
     DeviceArray<uint16_t> rest(std::vector<uint16_t>(c.n_rest_values(), untouched));
     DeviceArray<cuda::Step> step(std::vector<cuda::Step>{{seq, c.s.pos0}});
-    const cuda::RopeTable rope{c.s.layout, c.s.n_rot, frequency.data(), c.magnitude};
-    cuda::HeadNorm norm;
+    const RopeView rope{c.s.layout, c.s.n_rot, frequency.data(), c.magnitude};
+    HeadNorm norm;
     if (c.s.norm) norm = {norm_q.data(), norm_k.data(), c.eps};
     cuda::rope_store(dq.data(), dk.data(), dv.data(), c.s.n_head, rope, norm,
                      c.view(dom.data(), rest.data(), order.data()), step.data(), c.s.n, nullptr);

@@ -17,7 +17,7 @@ struct Heads {
 };
 
 // cos, sin [n_rot / 2] of one position, by all threads of the block.
-__device__ void angles(float* cos, float* sin, const RopeTable& rope, int32_t pos) {
+__device__ void angles(float* cos, float* sin, const RopeView& rope, int32_t pos) {
     for (int i = threadIdx.x; i < rope.n_rot / 2; i += blockDim.x) {
         double s, c;
         sincos(rope.frequency[i] * pos, &s, &c);
@@ -44,7 +44,7 @@ __device__ void load_head(float* head, const float* x, const float* weight, floa
     __syncwarp();
 }
 
-__device__ void rotate(float* head, const RopeTable& rope, const float* cos, const float* sin) {
+__device__ void rotate(float* head, const RopeView& rope, const float* cos, const float* sin) {
     const int half = rope.n_rot / 2;
     const bool interleaved = rope.layout == RopeLayout::interleaved;
     for (int i = threadIdx.x % 32; i < half; i += 32) {
@@ -62,7 +62,7 @@ __device__ uint16_t half_bits(float x) { return __half_as_ushort(__float2half_rn
 // Row blockIdx.x; its heads, queries then keys then values, are dealt out to the warps of gridDim.y blocks. A warp has
 // all of a head in shared memory before it writes any of it, so that q may be permuted in place.
 __global__ void __launch_bounds__(n_warps * 32, 4)
-    rope_store_kernel(Heads heads, RopeTable rope, HeadNorm norm, KvView kv, const Step* step) {
+    rope_store_kernel(Heads heads, RopeView rope, HeadNorm norm, KvView kv, const Step* step) {
     FASA_DYNAMIC_SHARED(shared);  // n_rot angles, then a head a warp
     const int head_dim = kv.head_dim, n_head = heads.n_head, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     float* cos = reinterpret_cast<float*>(shared);
@@ -107,7 +107,7 @@ __global__ void __launch_bounds__(n_warps * 32, 4)
 
 }  // namespace
 
-void rope_store(float* q, const float* k, const float* v, int n_head, const RopeTable& rope, const HeadNorm& norm,
+void rope_store(float* q, const float* k, const float* v, int n_head, const RopeView& rope, const HeadNorm& norm,
                 const KvView& kv, const Step* step, int n, cudaStream_t stream) {
     // With few rows more blocks share the heads of each; with many, fewer blocks take the same angles.
     const int n_items = n_head + 2 * kv.n_head_kv;

@@ -8,26 +8,11 @@
 
 namespace fasa::cuda {
 
-// The angles of every position, as model/rope.h has them.
-struct RopeTable {
-    RopeLayout layout = RopeLayout::interleaved;
-    int32_t n_rot = 0;
-    const double* frequency = nullptr;  // device, [n_rot / 2], radians per position
-    double magnitude = 1;               // factor on cos and sin
-};
-
-// RMS norms of every query and key head before it is rotated; nullptr: none.
-struct HeadNorm {
-    const float* q = nullptr;  // device, [head_dim]
-    const float* k = nullptr;
-    float eps = 0;
-};
-
 // For rows step->pos0 .. step->pos0 + n - 1 of sequence step->seq: q [n][n_head][head_dim] is normed, rotated and put
 // in the order of the cache, in place; k [n][n_head_kv][head_dim] likewise on its way into the cache, with v (same
 // shape). Angles are taken in double precision, as on the CPU, so that they are exact at any position. One launch.
 // Pointers, kv's included, are the device's.
-void rope_store(float* q, const float* k, const float* v, int n_head, const RopeTable& rope, const HeadNorm& norm,
+void rope_store(float* q, const float* k, const float* v, int n_head, const RopeView& rope, const HeadNorm& norm,
                 const KvView& kv, const Step* step, int n, cudaStream_t stream);
 
 }  // namespace fasa::cuda
