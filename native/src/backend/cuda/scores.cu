@@ -1,0 +1,364 @@
+#include "backend/cuda/scores.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "backend/cuda/keys.cuh"
+#include "backend/cuda/launch.cuh"
+#include "backend/cuda/ptx.cuh"
+#include "backend/cuda/rank.cuh"
+#include "base/error.h"
+
+namespace fasa::cuda {
+namespace {
+
+constexpr int n_warp = 8, n_thread = 32 * n_warp;
+constexpr int n_step = 8;      // rows that a lane works on at a time
+constexpr int n_resident = 3;  // blocks of a multiprocessor: their loads under way cover the memory's latency
+constexpr int max_blocks = n_resident * 132;  // what the largest GPUs run at once; smaller ones run them in turns
+constexpr int row_alignment = 32;             // a block's rows begin where a 128-byte line of scores does
+
+__device__ float query_value(const ScoreQueries& queries, int64_t at) {
+    return !queries.counts || queries.counts[at] ? queries.q[at] : 0.0f;
+}
+
+// Dim d of the sum of a set's queries, heads in ascending order.
+__device__ float summed_query(const ScoreQueries& queries, int head_dim, int set, int d) {
+    const int heads = queries.n_head / queries.n_set;
+    float sum = 0;
+    for (int head = set * heads; head < (set + 1) * heads; ++head) {
+        sum += query_value(queries, int64_t{head} * head_dim + d);
+    }
+    return sum;
+}
+
+__global__ void __launch_bounds__(n_thread) sum_queries_kernel(float* out, ScoreQueries queries, int head_dim) {
+    ptx::start_next();
+    ptx::wait_for_previous();
+    const int d = blockIdx.x * n_thread + threadIdx.x, set = blockIdx.y;
+    if (d < head_dim) out[int64_t{set} * head_dim + d] = summed_query(queries, head_dim, set, d);
+}
+
+// `lanes` neighbouring lanes share a row; lane `part` of them takes every chunk of dims with number part mod lanes.
+
+// Rows of the dominant plane alone, 8 dims a lane: what decoding reads. n_dom is a multiple of 8, at most 8 * lanes.
+template <int lanes_>
+struct DominantRows {
+    static constexpr int lanes = lanes_;
+    using Loaded = uint4;
+
+    const uint16_t* dom;
+    int32_t n_dom;
+    int part;
+    bool has_dims;
+    float q[8];
+
+    __device__ DominantRows(const Keys& keys, int lane_part)
+        : dom(keys.dom + 8 * lane_part), n_dom(keys.n_dom), part(lane_part), has_dims(8 * lane_part < keys.n_dom) {}
+
+    __device__ void set_query(const ScoreQueries& queries, int head_dim, int set, float*) {
+#pragma unroll
+        for (int d = 0; d < 8; ++d) q[d] = has_dims ? summed_query(queries, head_dim, set, 8 * part + d) : 0.0f;
+    }
+    __device__ Loaded load(int64_t pos) const {
+        return has_dims ? ptx::load_once(dom + pos * n_dom) : make_uint4(0, 0, 0, 0);
+    }
+    __device__ float dot(const Loaded& keys) const {
+        __half2 pair[4];
+        memcpy(pair, &keys, sizeof(pair));
+        float sum = 0;
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            const float2 k = __half22float2(pair[i]);
+            sum = fmaf(q[2 * i], k.x, sum);
+            sum = fmaf(q[2 * i + 1], k.y, sum);
+        }
+        return sum;
+    }
+};
+
+template <int width>
+struct Halves {
+    uint16_t value[width];
+};
+template <>
+struct alignas(16) Halves<8> {
+    uint16_t value[8];
+};
+template <>
+struct alignas(8) Halves<4> {
+    uint16_t value[4];
+};
+template <>
+struct alignas(4) Halves<2> {
+    uint16_t value[2];
+};
+
+// Rows of any shape, the rest of the key included where it counts: chunks of `width` dims, each aligned to its size.
+template <int lanes_, int width>
+struct AnyRows {
+    static constexpr int lanes = lanes_;
+    using Loaded = int64_t;
+
+    Keys keys;
+    int part;
+    int32_t n_rest;  // dims read from the rest of the key
+    const float* q;  // shared memory, [n_dom + n_rest]
+
+    __device__ AnyRows(const Keys& head_keys, int lane_part, bool whole_key)
+        : keys(head_keys), part(lane_part), n_rest(whole_key ? head_keys.n_rest : 0) {}
+
+    __device__ void set_query(const ScoreQueries& queries, int head_dim, int set, float* shared) {
+        for (int d = threadIdx.x; d < keys.n_dom + n_rest; d += n_thread) {
+            shared[d] = summed_query(queries, head_dim, set, d);
+        }
+        q = shared;
+        __syncthreads();
+    }
+    __device__ Loaded load(int64_t pos) const { return pos; }
+    __device__ float dot(Loaded pos) const {
+        const float dominant = dot(keys.dom + pos * keys.n_dom, q, keys.n_dom);
+        return dominant + dot(keys.rest + pos * keys.row_values, q + keys.n_dom, n_rest);
+    }
+
+   private:
+    __device__ float dot(const uint16_t* key, const float* query, int n_dims) const {
+        float sum = 0;
+        for (int d = part * width; d < n_dims; d += lanes * width) {
+            const auto k = *reinterpret_cast<const Halves<width>*>(key + d);
+#pragma unroll
+            for (int i = 0; i < width; ++i) {
+                sum = fmaf(query[d + i], __half2float(__ushort_as_half(k.value[i])), sum);
+            }
+        }
+        return sum;
+    }
+};
+
+// Adds up the parts of n_step rows over the lanes that share them, each lane giving away half of its rows at every
+// exchange. What is left at sum[j] is row j * lanes + part, complete; with more lanes than rows, row part mod n_step.
+template <int lanes>
+__device__ void add_parts(float (&sum)[n_step], int lane) {
+    int n = n_step;
+#pragma unroll
+    for (int bit = 1; bit < lanes; bit *= 2) {
+        if (n == 1) {
+            sum[0] += __shfl_xor_sync(full_warp, sum[0], bit);
+            continue;
+        }
+        n /= 2;
+        const bool odd = lane & bit;
+#pragma unroll
+        for (int i = 0; i < n_step / 2; ++i) {
+            if (i >= n) break;
+            const float keep = odd ? sum[2 * i + 1] : sum[2 * i], give = odd ? sum[2 * i] : sum[2 * i + 1];
+            sum[i] = keep + __shfl_xor_sync(full_warp, give, bit);
+        }
+    }
+}
+
+struct ScoreTask {
+    float* scores;
+    int64_t row_stride;
+    ScoreQueries queries;
+    KvView kv;
+    Past past;
+    bool whole_key;
+    bool counted;
+    CountFor count;
+};
+
+__device__ Keys keys_of(const ScoreTask& task, int set) {
+    return Keys(task.kv, seq_of(task.past), set, task.queries.n_set);
+}
+
+// Scores of rows spread over the whole past, then the bins that suit them; the same in all blocks of a set.
+template <class Rows>
+__device__ Bins find_bins(const Rows& rows, const Ranked& ranked, int warp, int lane, float* sample) {
+    constexpr int n_group = 32 / Rows::lanes;  // rows that a warp takes at a time
+    for (int first = warp * n_group; first < n_rank_sample; first += n_warp * n_group) {
+        const int i = first + lane / Rows::lanes;
+        float sum = ranked.end > ranked.first ? rows.dot(rows.load(ranked.sample(i))) : 0.0f;
+#pragma unroll
+        for (int bit = 1; bit < Rows::lanes; bit *= 2) sum += __shfl_xor_sync(full_warp, sum, bit);
+        if (lane % Rows::lanes == 0) sample[i] = sum;
+    }
+    __syncthreads();
+    return bins_for(sample[lane], sample[lane + 32]);
+}
+
+template <class Rows>
+__device__ void score_rows(const ScoreTask& task, Rows& rows, float* shared_query, uint32_t* counts, float* sample) {
+    constexpr int n_group = 32 / Rows::lanes, n_batch = n_group * n_step;  // rows of a warp at a time
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, set = blockIdx.y;
+    const int32_t n_pos = n_past(task.past);
+    const int32_t share = (n_pos + gridDim.x * row_alignment - 1) / (gridDim.x * row_alignment) * row_alignment;
+    const int64_t begin = int64_t{share} * blockIdx.x, end = begin + share < n_pos ? begin + share : n_pos;
+    int64_t at = begin + warp * n_batch;
+    typename Rows::Loaded keys[n_step];
+    const auto row_of = [&](int64_t first, int i) { return first + i * n_group + lane / Rows::lanes; };
+    const auto load = [&](int64_t first) {
+#pragma unroll
+        for (int i = 0; i < n_step; ++i) {
+            const int64_t pos = row_of(first, i);
+            keys[i] = rows.load(pos < end ? pos : end - 1);
+        }
+    };
+
+    // All rows but the last were written before this step; a distance keeps the last one's neighbours out of the cache.
+    const bool is_old = at + n_batch + 32 <= end;
+    if (is_old) load(at);
+    ptx::start_next();
+    ptx::wait_for_previous();
+    rows.set_query(task.queries, task.kv.head_dim, set, shared_query);
+
+    const Ranked ranked(task.count.budget, n_pos);
+    Bins bins = {};
+    if (task.counted) {
+        clear_counts(counts);
+        bins = find_bins(rows, ranked, warp, lane, sample);
+        if (blockIdx.x == 0 && threadIdx.x == 0) task.count.scratch.bins[set] = bins;
+    }
+
+    float* scores = task.scores + set * task.row_stride;
+    if (!is_old && at < end) load(at);
+    while (at < end) {
+        float sum[n_step];
+#pragma unroll
+        for (int i = 0; i < n_step; ++i) sum[i] = rows.dot(keys[i]);
+        const int64_t first = at;
+        at += n_warp * n_batch;
+        if (at < end) load(at);
+        add_parts<Rows::lanes>(sum, lane);
+
+        constexpr int n_whole = n_step > Rows::lanes ? n_step / Rows::lanes : 1;
+        const int part = lane % Rows::lanes;
+#pragma unroll
+        for (int j = 0; j < n_whole; ++j) {
+            const int64_t pos = row_of(first, j * Rows::lanes + part);
+            if (part >= n_step || pos >= end) continue;
+            scores[pos] = sum[j];
+            if (task.counted && ranked.holds(static_cast<int32_t>(pos))) atomicAdd(&counts[bin_of(sum[j], bins)], 1u);
+        }
+    }
+    if (task.counted) {
+        __syncthreads();
+        add_counts(task.count.scratch.histogram + int64_t{set} * n_rank_bin, counts);
+    }
+}
+
+template <int lanes>
+__global__ void __launch_bounds__(n_thread, n_resident) dominant_scores_kernel(ScoreTask task) {
+    __shared__ uint32_t counts[n_rank_bin];
+    __shared__ float sample[n_rank_sample];
+    DominantRows<lanes> rows(keys_of(task, blockIdx.y), threadIdx.x % lanes);
+    score_rows(task, rows, nullptr, counts, sample);
+}
+
+template <int lanes, int width>
+__global__ void __launch_bounds__(n_thread, n_resident) any_scores_kernel(ScoreTask task) {
+    __shared__ uint32_t counts[n_rank_bin];
+    __shared__ float sample[n_rank_sample];
+    FASA_DYNAMIC_SHARED(query);
+    AnyRows<lanes, width> rows(keys_of(task, blockIdx.y), threadIdx.x % lanes, task.whole_key);
+    score_rows(task, rows, reinterpret_cast<float*>(query), counts, sample);
+}
+
+using Kernel = void (*)(ScoreTask);
+
+// The narrowest group of lanes that holds n chunks.
+int lanes_for(int n_chunk) {
+    int lanes = 1;
+    while (lanes < 32 && lanes < n_chunk) lanes *= 2;
+    return lanes;
+}
+
+Kernel dominant_kernel(int lanes) {
+    switch (lanes) {
+        case 1:
+            return dominant_scores_kernel<1>;
+        case 2:
+            return dominant_scores_kernel<2>;
+        case 4:
+            return dominant_scores_kernel<4>;
+        case 8:
+            return dominant_scores_kernel<8>;
+        case 16:
+            return dominant_scores_kernel<16>;
+        default:
+            return dominant_scores_kernel<32>;
+    }
+}
+
+template <int width>
+Kernel any_kernel(int lanes) {
+    return lanes <= 4    ? any_scores_kernel<4, width>
+           : lanes <= 16 ? any_scores_kernel<16, width>
+                         : any_scores_kernel<32, width>;
+}
+
+struct Choice {
+    Kernel kernel;
+    int lanes;
+};
+
+Choice choose_kernel(const KvView& kv, bool whole_key) {
+    const int n_rest = whole_key ? kv.head_dim - kv.n_dom : 0;
+    const auto divides = [&](int width) {
+        const bool dom = kv.n_dom % width == 0 && reinterpret_cast<uintptr_t>(kv.dom) % (2 * width) == 0;
+        const bool rest = kv.row_values() % width == 0 && reinterpret_cast<uintptr_t>(kv.rest) % (2 * width) == 0;
+        return dom && (n_rest == 0 || (rest && n_rest % width == 0));
+    };
+    if (n_rest == 0 && divides(8) && kv.n_dom <= 256) {
+        const int lanes = lanes_for(kv.n_dom / 8);
+        return {dominant_kernel(lanes), lanes};
+    }
+    const int width = divides(8) ? 8 : divides(4) ? 4 : divides(2) ? 2 : 1;
+    const int wanted = lanes_for(std::max(kv.n_dom, n_rest) / width), lanes = wanted <= 4 ? 4 : wanted <= 16 ? 16 : 32;
+    return {width == 8   ? any_kernel<8>(lanes)
+            : width == 4 ? any_kernel<4>(lanes)
+            : width == 2 ? any_kernel<2>(lanes)
+                         : any_kernel<1>(lanes),
+            lanes};
+}
+
+void check_queries(const ScoreQueries& queries) {
+    if (queries.n_set < 1 || queries.n_head % queries.n_set != 0) {
+        fail(FASA_ERROR_ARGUMENT, "%d heads cannot form %d sets of equal size", queries.n_head, queries.n_set);
+    }
+}
+
+}  // namespace
+
+void sum_queries(float* out, const ScoreQueries& queries, int head_dim, cudaStream_t stream) {
+    check_queries(queries);
+    launch({.name = "sum_queries",
+            .grid = dim3(static_cast<unsigned>((head_dim + n_thread - 1) / n_thread), queries.n_set),
+            .block = dim3(n_thread),
+            .stream = stream,
+            .overlap = true},
+           sum_queries_kernel, out, queries, head_dim);
+}
+
+void token_scores(float* scores, const ScoreQueries& queries, const KvView& kv, const Past& past, bool whole_key,
+                  const CountFor* count, cudaStream_t stream) {
+    check_queries(queries);
+    const Choice choice = choose_kernel(kv, whole_key);
+    const int rows_at_once = n_warp * n_step * 32 / choice.lanes;
+    const int n_block =
+        std::clamp((past.n_pos_max + rows_at_once - 1) / rows_at_once, 1, std::max(1, max_blocks / queries.n_set));
+    ScoreTask task = {scores, kv.n_ctx, queries, kv, past, whole_key, false, {}};
+    if (count) {
+        task.counted = counts_first(past.n_pos_max);
+        task.count = *count;
+    }
+    launch({.name = "token_scores",
+            .grid = dim3(static_cast<unsigned>(n_block), queries.n_set),
+            .block = dim3(n_thread),
+            .shared_bytes = static_cast<size_t>(kv.head_dim) * sizeof(float),
+            .stream = stream,
+            .overlap = true},
+           choice.kernel, task);
+}
+
+}  // namespace fasa::cuda

@@ -1,0 +1,220 @@
+// Scores of the CUDA backend against the CPU's, over odd shapes, and selections that start from their counts.
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <random>
+
+#include "backend/cpu/topk.h"
+#include "backend/cuda/scores.h"
+#include "base/half.h"
+#include "check.h"
+#include "device_array.h"
+#include "random_weights.h"
+
+using namespace fasa;
+using fasa::test::DeviceArray;
+using fasa::test::random_floats;
+
+namespace {
+
+constexpr int32_t n_seq = 2, seq = 1;
+
+struct Shape {
+    int32_t head_dim, n_dom, n_head, n_head_kv, n_set, n_ctx;
+    bool mask = false;
+};
+
+// A cache of random keys and the queries of one row.
+struct Lab {
+    explicit Lab(const Shape& shape)
+        : s(shape),
+          q(random_floats(int64_t{s.n_head} * s.head_dim, 1)),
+          dom(halves(int64_t{s.n_dom}, 2)),
+          rest(halves(2 * int64_t{s.head_dim} - s.n_dom, 3)),
+          device_q(q),
+          device_dom(dom),
+          device_rest(rest),
+          device_mask(random_mask()),
+          scores(size_t{1} * s.n_set * s.n_ctx),
+          step(1) {
+        step.set({{seq, 0}});
+    }
+
+    KvView view() const {
+        return {device_dom.data(), device_rest.data(), nullptr, s.n_ctx, s.n_head_kv, s.head_dim, s.n_dom};
+    }
+    cuda::ScoreQueries queries() const {
+        return {device_q.data(), s.mask ? device_mask.data() : nullptr, s.n_head, s.n_set};
+    }
+    cuda::Past past(int32_t n_pos, bool by_step) {
+        if (!by_step) return {nullptr, seq, n_pos, n_pos};
+        step.set({{seq, n_pos - 1}});
+        return {step.data(), 0, -1, s.n_ctx};
+    }
+    float summed(int32_t set, int32_t d) const {
+        float sum = 0;
+        for (int32_t head = set * s.n_head / s.n_set; head < (set + 1) * s.n_head / s.n_set; ++head) {
+            sum += s.mask && !mask[size_t{1} * head * s.head_dim + d] ? 0.0f : q[size_t{1} * head * s.head_dim + d];
+        }
+        return sum;
+    }
+    // Exact, and how far float sums may be off: a rounding per term of the sum of magnitudes.
+    double score(int32_t set, int32_t pos, bool whole_key, double& off) const {
+        const int64_t row = (int64_t{seq} * s.n_head_kv + int64_t{set} * s.n_head_kv / s.n_set) * s.n_ctx + pos;
+        double sum = 0, magnitude = 0;
+        for (int32_t d = 0; d < (whole_key ? s.head_dim : s.n_dom); ++d) {
+            const int64_t width = 2 * int64_t{s.head_dim} - s.n_dom;
+            const uint16_t bits = d < s.n_dom ? dom[row * s.n_dom + d] : rest[row * width + d - s.n_dom];
+            const double term = double{summed(set, d)} * half_to_float(bits);
+            sum += term;
+            magnitude += std::fabs(term);
+        }
+        off = 1e-6 + magnitude * s.head_dim * 0x1p-24;
+        return sum;
+    }
+    void check_scores(int32_t n_pos, bool whole_key, bool by_step) {
+        constexpr float untouched = 12345.0f;
+        scores.set(std::vector<float>(scores.size(), untouched));
+        cuda::token_scores(scores.data(), queries(), view(), past(n_pos, by_step), whole_key, nullptr, nullptr);
+        const auto found = scores.host();
+        double worst = 0;
+        bool is_clean = true;
+        for (int32_t set = 0; set < s.n_set; ++set) {
+            for (int32_t pos = 0; pos < s.n_ctx; ++pos) {
+                const float score_found = found[size_t{1} * set * s.n_ctx + pos];
+                if (pos >= n_pos) {
+                    is_clean &= score_found == untouched;
+                    continue;
+                }
+                double off;
+                const double expected = score(set, pos, whole_key, off);
+                worst = std::max(worst, std::isnan(score_found) ? 1e9 : std::fabs(score_found - expected) / off);
+            }
+        }
+        CHECK_NEAR(worst, 0.0, 1.0);
+        CHECK(is_clean);
+    }
+
+    Shape s;
+    std::vector<float> q;
+    std::vector<uint16_t> dom, rest;
+    std::vector<uint8_t> mask;
+    DeviceArray<float> device_q;
+    DeviceArray<uint16_t> device_dom, device_rest;
+    DeviceArray<uint8_t> device_mask;
+    DeviceArray<float> scores;
+    DeviceArray<cuda::Step> step;
+
+   private:
+    std::vector<uint16_t> halves(int64_t width, unsigned seed) const {
+        std::vector<uint16_t> bits;
+        for (const float x : random_floats(n_seq * int64_t{s.n_head_kv} * s.n_ctx * width, seed)) {
+            bits.push_back(float_to_half(x));
+        }
+        return bits;
+    }
+    std::vector<uint8_t> random_mask() {
+        std::mt19937 random(4);
+        for (int64_t i = 0; i < int64_t{s.n_head} * s.head_dim; ++i) mask.push_back(random() % 3 == 0);
+        return mask;
+    }
+};
+
+}  // namespace
+
+TEST(cuda_scores_of_dominant_dims) {
+    for (const auto& [head_dim, n_dom] : {std::pair{128, 32},
+                                          {128, 16},
+                                          {64, 8},
+                                          {96, 24},
+                                          {80, 40},
+                                          {128, 64},
+                                          {256, 128},
+                                          {256, 256},
+                                          {80, 20},
+                                          {10, 2},
+                                          {20, 6},
+                                          {512, 512}}) {
+        Lab lab({head_dim, n_dom, 4, 2, 2, 700});
+        lab.check_scores(700, false, true);
+        lab.check_scores(1, false, false);
+        lab.check_scores(333, false, false);
+    }
+}
+
+TEST(cuda_scores_of_whole_keys) {
+    for (const auto& [head_dim, n_dom] : {std::pair{128, 32}, {128, 0}, {80, 20}, {20, 6}, {10, 0}, {64, 64}, {7, 2}}) {
+        Lab lab({head_dim, n_dom, 6, 2, 6, 300, true});
+        lab.check_scores(300, true, false);
+        lab.check_scores(299, true, true);
+    }
+}
+
+TEST(cuda_scores_of_sets) {
+    for (const Shape& shape : {Shape{64, 16, 8, 2, 2, 130, true},
+                               {64, 16, 8, 2, 8, 130, true},
+                               {64, 16, 8, 2, 4, 130},
+                               {64, 16, 5, 1, 1, 130},
+                               {32, 32, 4, 4, 1, 130}}) {
+        Lab lab(shape);
+        lab.check_scores(130, false, true);
+        DeviceArray<float> sums(size_t{1} * shape.n_set * shape.head_dim);
+        cuda::sum_queries(sums.data(), lab.queries(), shape.head_dim, nullptr);
+        const auto found = sums.host();
+        for (int32_t i = 0; i < shape.n_set * shape.head_dim; ++i) {
+            CHECK(found[i] == lab.summed(i / shape.head_dim, i % shape.head_dim));
+        }
+    }
+    CHECK_THROWS(cuda::sum_queries(nullptr, {nullptr, nullptr, 6, 4}, 64, nullptr), FASA_ERROR_ARGUMENT, "6 heads",
+                 "4");
+}
+
+TEST(cuda_scores_hand_on_what_is_not_a_number) {
+    Lab lab({64, 16, 2, 2, 2, 100});
+    auto dom = lab.dom;
+    const int64_t row = int64_t{seq} * 2 * 100;  // of the first head
+    dom[(row + 7) * 16 + 3] = 0x7e00;
+    dom[(row + 9) * 16 + 5] = 0x7c00;
+    lab.device_dom.set(dom);
+    cuda::token_scores(lab.scores.data(), lab.queries(), lab.view(), lab.past(100, false), false, nullptr, nullptr);
+    const auto found = lab.scores.host();
+    for (int32_t i = 0; i < 200; ++i) CHECK(std::isnan(found[i]) == (i == 7) && std::isinf(found[i]) == (i == 9));
+}
+
+// The list is what the CPU chooses by the same scores, in every replay.
+TEST(cuda_scores_count_for_topk) {
+    for (const auto& [head_dim, n_dom, whole_key] :
+         {std::tuple{64, 32, false}, {64, 8, false}, {128, 128, false}, {20, 6, true}}) {
+        Lab lab({head_dim, n_dom, 4, 2, 2, 9500});
+        Arena measure;
+        cuda::RankScratch::take(measure, 2, 9500);
+        DeviceArray<uint8_t> memory(measure.used());
+        memory.set(std::vector<uint8_t>(memory.size(), 0xab));
+        Arena arena(memory.data());
+        const cuda::RankScratch scratch = cuda::RankScratch::take(arena, 2, 9500);
+        scratch.clear(2, nullptr);
+        DeviceArray<int32_t> positions(2 * 256), count(2);
+        Selection selection{positions.data(), count.data(), 2, 256};
+        Team team(1);
+        cpu::TopK topk(team, {1, 1, 4, 2, head_dim, 9500});
+        for (const int32_t n_pos : {100, 9500, 4097, 9500}) {
+            const cuda::CountFor count_for{{256, 4, 32}, scratch};
+            const cuda::Past past = lab.past(n_pos, true);
+            cuda::token_scores(lab.scores.data(), lab.queries(), lab.view(), past, whole_key, &count_for, nullptr);
+            cuda::topk(selection, lab.scores.data(), 9500, past, count_for.budget, scratch, true, nullptr);
+            std::vector<int32_t> expected(2 * 256), n_expected(2);
+            Selection wanted{expected.data(), n_expected.data(), 2, 256};
+            topk.run(lab.scores.host().data(), n_pos, 256, 4, 32, wanted);
+            CHECK(count.host() == n_expected);
+            const auto found = positions.host();
+            for (int set = 0; set < 2; ++set) {
+                const auto list = found.begin() + set * 256;
+                CHECK(std::equal(list, list + n_expected[set], wanted.list(set)));
+            }
+        }
+    }
+    const cuda::RankScratch none;
+    Selection narrow{nullptr, nullptr, 1, 10};
+    CHECK_THROWS(cuda::topk(narrow, nullptr, 0, {nullptr, 0, 9000, 9000}, {11, 0, 0}, none, true, nullptr),
+                 FASA_ERROR_ARGUMENT, "11", "10");
+}
