@@ -1,5 +1,5 @@
-// What all kernels are built from: barriers, shuffles, tensor-core fragments, asynchronous copies, half precision,
-// graphs. These hold on a GPU, and so does what tests/cuda_on_cpu puts in their place.
+// What all kernels are built from: barriers, shuffles, tensor-core fragments, asynchronous copies, half precision.
+// These hold on a GPU, and so does what tests/cuda_on_cpu puts in their place.
 #include <cmath>
 #include <random>
 #include <vector>
@@ -174,49 +174,6 @@ TEST(cuda_halves) {
         const bool halfway = (std::bit_cast<uint32_t>(once) & 0x1fff) == 0x1000;
         if (!halfway) CHECK(f[i] == float_to_half(once));
     }
-}
-
-__global__ void add_kernel(int* sum, const int* x) {
-    ptx::wait_for_previous();
-    if (threadIdx.x == 0) *sum += *x;
-    ptx::start_next();
-}
-
-TEST(cuda_graph_replay) {
-    int *x = nullptr, *result = nullptr;
-    check(cudaHostAlloc(&x, sizeof(int), cudaHostAllocDefault), "pinned memory");
-    check(cudaHostAlloc(&result, sizeof(int), cudaHostAllocDefault), "pinned memory");
-    DeviceArray<int> on_device_x(1), sum(std::vector<int>{0});
-    cudaStream_t stream = nullptr;
-    cudaGraph_t graph = nullptr;
-    cudaGraphExec_t exec = nullptr;
-    check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "stream");
-    check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), "capture");
-    check(cudaMemcpyAsync(on_device_x.data(), x, sizeof(int), cudaMemcpyHostToDevice, stream), "copy");
-    for (int i = 0; i < 2; ++i) {
-        launch({"add", 1, 32, 0, stream, true}, add_kernel, sum.data(), static_cast<const int*>(on_device_x.data()));
-    }
-    check(cudaMemcpyAsync(result, sum.data(), sizeof(int), cudaMemcpyDeviceToHost, stream), "copy");
-    check(cudaStreamEndCapture(stream, &graph), "capture");
-    check(cudaGraphInstantiate(&exec, graph, 0), "graph");
-    *result = -1;
-    for (int i = 1; i <= 3; ++i) {
-        *x = i;  // each replay reads anew
-        check(cudaGraphLaunch(exec, stream), "launch");
-        check(cudaStreamSynchronize(stream), "wait");
-        CHECK(*result == i * (i + 1));
-    }
-    check(cudaGraphExecDestroy(exec), "graph");
-    check(cudaGraphDestroy(graph), "graph");
-    check(cudaStreamDestroy(stream), "stream");
-    check(cudaFreeHost(x), "pinned memory");
-    check(cudaFreeHost(result), "pinned memory");
-}
-
-TEST(cuda_errors_name_the_kernel) {
-    CHECK_THROWS(launch({"too_wide", 1, 2048}, add_kernel, nullptr, nullptr), FASA_ERROR_DEVICE, "too_wide");
-    CHECK_THROWS(check(cudaErrorMemoryAllocation, "weights"), FASA_ERROR_MEMORY, "weights", "out of memory");
-    check(cudaGetLastError(), "an error that was reported is forgotten");
 }
 
 }  // namespace

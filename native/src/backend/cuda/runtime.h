@@ -1,10 +1,12 @@
-// Calls of the CUDA runtime, as C++: failures are Errors, memory has an owner.
+// Calls of the CUDA runtime, as C++: failures are Errors, memory and handles have an owner.
 #pragma once
 
 #include <cuda_runtime.h>
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
+#include <memory>
 
 namespace fasa::cuda {
 
@@ -15,6 +17,92 @@ void check(cudaError_t status, const char* what);
 // every later step.
 struct Step {
     int32_t seq, pos0;
+};
+
+// The owners below forget the device that they were made on: free them where they were made.
+struct Release {
+    void operator()(cudaStream_t stream) const { cudaStreamDestroy(stream); }
+    void operator()(cudaEvent_t event) const { cudaEventDestroy(event); }
+    void operator()(cudaGraphExec_t graph) const { cudaGraphExecDestroy(graph); }
+};
+struct ReleaseDevice {
+    void operator()(void* p) const { cudaFree(p); }
+};
+struct ReleasePinned {
+    void operator()(void* p) const { cudaFreeHost(p); }
+};
+
+// Device memory, not zeroed, 256-byte aligned.
+class DeviceBuffer {
+   public:
+    DeviceBuffer() = default;
+    // Throws Error(MEMORY) naming `what`, the size and what is free.
+    DeviceBuffer(size_t n_bytes, const char* what);
+
+    void* data() const { return data_.get(); }
+    size_t n_bytes() const { return n_bytes_; }
+
+   private:
+    std::unique_ptr<void, ReleaseDevice> data_;
+    size_t n_bytes_ = 0;
+};
+
+// Page-locked host memory that kernels may reach too; zeroed.
+class PinnedBuffer {
+   public:
+    PinnedBuffer() = default;
+    // Throws Error(MEMORY) naming `what` and the size.
+    PinnedBuffer(size_t n_bytes, const char* what);
+
+    void* data() const { return data_.get(); }
+    void* on_device() const { return on_device_; }  // the same memory, as kernels address it
+    size_t n_bytes() const { return n_bytes_; }
+
+   private:
+    std::unique_ptr<void, ReleasePinned> data_;
+    void* on_device_ = nullptr;
+    size_t n_bytes_ = 0;
+};
+
+// Of its own: it does not wait for the default stream.
+class Stream {
+   public:
+    Stream();
+
+    cudaStream_t get() const { return stream_.get(); }
+    // Until all its work is done. Throws what a kernel on it did wrong.
+    void wait() const;
+
+   private:
+    std::unique_ptr<CUstream_st, Release> stream_;
+};
+
+class Event {
+   public:
+    // Only one that keeps time serves milliseconds_since; it costs a little more.
+    explicit Event(bool keeps_time = false);
+
+    void record(cudaStream_t stream);
+    void wait() const;                     // the host
+    void hold(cudaStream_t stream) const;  // what follows on the stream
+    float milliseconds_since(const Event& begin) const;
+
+   private:
+    std::unique_ptr<CUevent_st, Release> event_;
+};
+
+// Work that was recorded once and runs with one launch.
+class Graph {
+   public:
+    Graph() = default;
+    // Records what `work` puts on the stream, instead of running it, and uploads it. `work` must not allocate or wait.
+    Graph(const Stream& stream, const std::function<void()>& work);
+
+    void launch(cudaStream_t stream) const;
+    explicit operator bool() const { return exec_ != nullptr; }
+
+   private:
+    std::unique_ptr<CUgraphExec_st, Release> exec_;
 };
 
 }  // namespace fasa::cuda
