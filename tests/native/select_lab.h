@@ -69,8 +69,8 @@ class Lab {
         : s(shape),
           table(random_table(shape, 11)),
           order(store_order(shape, table)),
-          kv({s.n_layer, s.n_head_kv, s.head_dim(), s.n_ctx, s.n_seq, s.n_dom, s.n_dense}, order),
           device(make_cpu_device(2)),
+          kv({s.n_layer, s.n_head_kv, s.head_dim(), s.n_ctx, s.n_seq, s.n_dom, s.n_dense}, order, *device),
           ops(device->make_ops({n_batch, 64, s.n_head, s.n_head_kv, s.head_dim(), s.n_ctx})) {
         Arena measure;
         SelectScratch::take(measure, s.select());
@@ -83,7 +83,7 @@ class Lab {
 
     void make(const SelectConfig& c) {
         config = c;
-        sparsity = std::make_unique<Sparsity>(SelectorSetup{config, s.select(), &table, order, *ops, scratch});
+        sparsity = std::make_unique<Sparsity>(SelectorSetup{config, s.select(), &table, order, *device, *ops, scratch});
     }
 
     double& key(int32_t layer, int32_t seq, int32_t head_kv, int32_t pos, int32_t d) {
@@ -126,14 +126,15 @@ class Lab {
             }
             out.push_back(lists);
         }
+        if (sparsity->replayable()) sparsity->count_step({seq, pos, 1}, kv);
         return out;
     }
 
     const Shape s;
     const Table table;
     const std::vector<int16_t> order;
-    KvStore kv;
     std::unique_ptr<Device> device;
+    KvStore kv;
     std::unique_ptr<Ops> ops;
     Buffer memory;
     SelectScratch scratch{};

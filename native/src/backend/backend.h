@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 
@@ -19,26 +20,44 @@ struct OpsLimits {
     int n_ctx;
 };
 
-// Ops on one device with their workspace, taken once. Used by one thread at a time.
+// Ops on one device with their workspace, taken once. Used by one thread at a time. They may return before they are
+// done; each sees what those before it did. Pointers are to memory of the device, or host memory that it can reach.
 class Ops {
    public:
     virtual ~Ops() = default;
 
-    // x[i] = row token[i] of w. x [n][n_embd]
-    virtual void embed(float* x, const WeightView& w, const int32_t* token, int n) = 0;
+    // What the ops of the next run work on.
+    virtual void begin(const Batch& batch) = 0;
+    // Runs ops that body calls. A device may keep what they came to, and do it again, for the begun batch, when a run
+    // of the same key comes: so body must call the same ops with the same arguments, rows apart, whenever it has that
+    // key. Key 0: never kept.
+    virtual void run(uint64_t key, const std::function<void()>& body) = 0;
+    // Forgets what was kept of runs.
+    virtual void forget_runs() = 0;
+    // Returns when everything asked for is done.
+    virtual void wait() = 0;
+    // n values for the host to read, once everything asked for is done; valid until the next call of an op.
+    virtual const float* on_host(const float* x, int64_t n) = 0;
+    virtual const int32_t* on_host(const int32_t* x, int64_t n) = 0;
+
+    // x[i] = row token[i] of w for the tokens of the batch. x [n][n_embd]
+    virtual void embed(float* x, const WeightView& w) = 0;
     // y = x / rms(x) * weight over rows of dim values. y may be x.
     virtual void rms_norm(float* y, const float* x, const float* weight, int64_t n_rows, int dim, float eps) = 0;
     // Products that share the input x [n][n_in]: y = x wᵀ (+ bias) (+ y).
     virtual void linear(const LinearOut* out, int n_products, const float* x, int n) = 0;
-    // Rotates q [n][n_head][head_dim] in place and k [n][n_head_kv][head_dim] into the cache with v (same shape); both
-    // get their dims in the order of the cache.
-    virtual void rope_store(float* q, const float* k, const float* v, int n_head, const RopeView& rope,
+    // Norms and rotates q [n][n_head][head_dim] in place and k [n][n_head_kv][head_dim] into the cache with v (same
+    // shape); both get their dims in the order of the cache. By the angles of the batch.
+    virtual void rope_store(float* q, const float* k, const float* v, int n_head, const HeadNorm& norm,
                             const KvView& kv, Rows rows) = 0;
     // Causal attention of rotated q over everything cached up to each row's position. y, q [n][n_head][head_dim]
     virtual void attend_dense(float* y, const float* q, int n_head, float scale, const KvView& kv, Rows rows) = 0;
     // The same for one row over the positions of a selection, whose sets are the KV heads or the query heads.
     virtual void attend_selected(float* y, const float* q, int n_head, float scale, const KvView& kv, int32_t seq,
                                  const Selection& selection) = 0;
+    // sums[set] = sum of q over the heads of a set, only dims that mask [n_head][head_dim] marks; nullptr: all.
+    // q [n_head][head_dim], sums [n_set][head_dim]
+    virtual void sum_queries(float* sums, const float* q, const uint8_t* mask, int n_head, int n_set, int head_dim) = 0;
     // scores[i][pos] = q[i] · key of pos, for n_q queries spread evenly over the KV heads, the first n_pos positions;
     // scores [n_q][n_ctx], q [n_q][head_dim]. Only the dominant dims count unless whole_key.
     virtual void token_scores(float* scores, const float* q, int n_q, const KvView& kv, int32_t seq, int32_t n_pos,
@@ -71,11 +90,30 @@ class Device {
     virtual ~Device() = default;
     virtual std::string name() const = 0;  // "cpu (avx512, 8 threads)"
     virtual int n_threads() const = 0;
+
+    // Zeroed memory of the device, and host memory that its ops reach too; throw MEMORY naming `what`.
+    virtual Buffer buffer(size_t n_bytes, const char* what) const = 0;
+    virtual Buffer host_buffer(size_t n_bytes, const char* what) const = 0;
+    // Bytes between any two kinds of memory; done on return.
+    virtual void copy(void* to, const void* from, size_t n_bytes) const = 0;
+    // Bytes that can be taken by buffer now.
+    virtual uint64_t memory_available() const = 0;
+    // Bytes that a matrix takes on the device; 0: it is used where it lies.
+    virtual size_t weight_bytes(const WeightView& w) const = 0;
+    // Puts a matrix of the file there; the view is for ops.
+    virtual WeightView upload(const WeightView& w, void* to) const = 0;
+
     virtual std::unique_ptr<Ops> make_ops(const OpsLimits& limits) const = 0;
     // Bytes that make_ops takes.
     virtual size_t ops_bytes(const OpsLimits& limits) const = 0;
 };
 
 std::unique_ptr<Device> make_cpu_device(int n_threads);
+#if FASA_HAS_CUDA
+// Whether a GPU is visible; if not, why, in `reason`.
+bool cuda_visible(std::string* reason);
+// Throws ARGUMENT for an index that is not there, DEVICE when the GPU cannot be used.
+std::unique_ptr<Device> make_cuda_device(int index, int n_threads);
+#endif
 
 }  // namespace fasa

@@ -90,12 +90,27 @@ enum class RopeLayout {
     half_split    // pair i is dims i, i + n_rot / 2
 };
 
-// Cosines and sines of a batch's rows, already scaled: [n][n_rot / 2].
+// The angles of every position: position * frequency.
 struct RopeView {
     RopeLayout layout = RopeLayout::interleaved;
     int32_t n_rot = 0;
-    const float* cos = nullptr;
-    const float* sin = nullptr;
+    const double* frequency = nullptr;  // [n_rot / 2], radians per position, scaling included
+    double magnitude = 1;               // factor on cosines and sines (YaRN)
+};
+
+// RMS norms of every query and key head before it is rotated; nullptr: none.
+struct HeadNorm {
+    const float* q = nullptr;  // [head_dim]
+    const float* k = nullptr;
+    float eps = 0;
+};
+
+// Rows of a batch with what they are.
+struct Batch {
+    Rows rows;
+    const int32_t* tokens = nullptr;  // [rows.n], host memory
+    int32_t n_pos_max = 0;            // no row's position comes up to this
+    RopeView rope;
 };
 
 }  // namespace fasa

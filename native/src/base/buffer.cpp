@@ -6,7 +6,8 @@
 
 namespace fasa {
 
-Buffer::Buffer(size_t n_bytes, const char* what) : n_bytes_(n_bytes) {
+Buffer::Buffer(size_t n_bytes, const char* what)
+    : n_bytes_(n_bytes), release_([](void* data, size_t n) { munmap(data, n); }) {
     if (n_bytes == 0) return;
     void* p = mmap(nullptr, n_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (p == MAP_FAILED) {
@@ -17,10 +18,6 @@ Buffer::Buffer(size_t n_bytes, const char* what) : n_bytes_(n_bytes) {
     madvise(p, n_bytes, MADV_HUGEPAGE);  // a wish: fewer TLB misses when streaming the KV cache
 #endif
     data_ = p;
-}
-
-Buffer::~Buffer() {
-    if (data_) munmap(data_, n_bytes_);
 }
 
 }  // namespace fasa

@@ -9,15 +9,24 @@ namespace fasa {
 
 class Buffer {
    public:
+    using Release = void (*)(void* data, size_t n_bytes);
+
     Buffer() = default;
-    // Throws Error(MEMORY) naming `what` and the size when the system refuses.
+    // Host memory. Throws Error(MEMORY) naming `what` and the size when the system refuses.
     Buffer(size_t n_bytes, const char* what);
-    ~Buffer();
+    // Memory of another kind, which release gives back.
+    Buffer(void* data, size_t n_bytes, Release release) : data_(data), n_bytes_(n_bytes), release_(release) {}
+    ~Buffer() {
+        if (data_) release_(data_, n_bytes_);
+    }
     Buffer(Buffer&& other) noexcept
-        : data_(std::exchange(other.data_, nullptr)), n_bytes_(std::exchange(other.n_bytes_, 0)) {}
+        : data_(std::exchange(other.data_, nullptr)),
+          n_bytes_(std::exchange(other.n_bytes_, 0)),
+          release_(other.release_) {}
     Buffer& operator=(Buffer&& other) noexcept {
         std::swap(data_, other.data_);
         std::swap(n_bytes_, other.n_bytes_);
+        std::swap(release_, other.release_);
         return *this;
     }
 
@@ -27,6 +36,7 @@ class Buffer {
    private:
     void* data_ = nullptr;
     size_t n_bytes_ = 0;
+    Release release_ = nullptr;
 };
 
 // Hands out 64-byte aligned arrays from one buffer. A first pass without memory measures, a second one hands out, so

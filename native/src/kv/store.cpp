@@ -1,7 +1,6 @@
 #include "kv/store.h"
 
 #include <algorithm>
-#include <cstring>
 
 namespace fasa {
 
@@ -9,11 +8,15 @@ size_t KvShape::dom_bytes() const {
     return size_t{2} * std::max(0, n_layer - n_dense) * n_seq * n_head_kv * n_ctx * n_dom;
 }
 
-KvStore::KvStore(const KvShape& shape, std::vector<int16_t> order)
+KvStore::KvStore(const KvShape& shape, std::vector<int16_t> order, const Device& device)
     : shape_(shape),
+      device_(device),
       order_(std::move(order)),
-      dom_(shape.dom_bytes(), "dominant part of the KV cache"),
-      rest_(shape.n_bytes() - shape.dom_bytes(), "KV cache") {}
+      dom_(device.buffer(shape.dom_bytes(), "dominant part of the KV cache")),
+      rest_(device.buffer(shape.n_bytes() - shape.dom_bytes(), "KV cache")),
+      order_on_device_(device.buffer(order_.size() * sizeof(int16_t), "order of the KV cache")) {
+    device.copy(order_on_device_.data(), order_.data(), order_on_device_.n_bytes());
+}
 
 KvView KvStore::layer(int32_t i) const {
     const size_t n_rows = size_t{1} * shape_.n_seq * shape_.n_head_kv * shape_.n_ctx;
@@ -26,7 +29,9 @@ KvView KvStore::layer(int32_t i) const {
     view.n_dom = shape_.n_dom_of(i);
     view.dom = static_cast<uint16_t*>(dom_.data()) + n_rows * shape_.n_dom * n_split;
     view.rest = static_cast<uint16_t*>(rest_.data()) + n_rows * (n_dense * whole + n_split * (whole - shape_.n_dom));
-    if (!order_.empty()) view.order = order_.data() + size_t{1} * i * shape_.n_head_kv * shape_.head_dim;
+    if (!order_.empty())
+        view.order =
+            static_cast<const int16_t*>(order_on_device_.data()) + size_t{1} * i * shape_.n_head_kv * shape_.head_dim;
     return view;
 }
 
@@ -36,8 +41,8 @@ void KvStore::copy(int32_t dst, int32_t src, int32_t n_tokens) {
         const KvView view = layer(i);
         for (int32_t head = 0; head < shape_.n_head_kv; ++head) {
             const size_t n = static_cast<size_t>(n_tokens);
-            if (view.n_dom > 0) std::memcpy(view.dom_at(dst, head, 0), view.dom_at(src, head, 0), 2 * n * view.n_dom);
-            std::memcpy(view.rest_at(dst, head, 0), view.rest_at(src, head, 0), 2 * n * view.row_values());
+            device_.copy(view.dom_at(dst, head, 0), view.dom_at(src, head, 0), 2 * n * view.n_dom);
+            device_.copy(view.rest_at(dst, head, 0), view.rest_at(src, head, 0), 2 * n * view.row_values());
         }
     }
 }

@@ -4,8 +4,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "backend/views.h"
-#include "base/buffer.h"
+#include "backend/backend.h"
 
 namespace fasa {
 
@@ -25,11 +24,19 @@ struct KvShape {
 // memory (FASA-M). On a CPU both are the same memory.
 class KvStore {
    public:
-    // order [n_layer][n_head_kv][head_dim]: which dim of the file lies at each place of a key; empty: unchanged.
-    KvStore(const KvShape& shape, std::vector<int16_t> order);
+    // order [n_layer][n_head_kv][head_dim]: which dim of the file lies at each place of a key; empty: unchanged. The
+    // device must outlive the store.
+    KvStore(const KvShape& shape, std::vector<int16_t> order, const Device& device);
 
     const KvShape& shape() const { return shape_; }
+    const Device& device() const { return device_; }
     const std::vector<int16_t>& order() const { return order_; }
+    // Of one KV head, for the host; nullptr: unchanged.
+    const int16_t* order_of(int32_t layer, int32_t head_kv) const {
+        return order_.empty() ? nullptr
+                              : order_.data() + (size_t{1} * layer * shape_.n_head_kv + head_kv) * shape_.head_dim;
+    }
+    // For ops: its pointers are the device's.
     KvView layer(int32_t i) const;
     // Copies the first n_tokens of sequence src over those of dst.
     void copy(int32_t dst, int32_t src, int32_t n_tokens);
@@ -40,16 +47,19 @@ class KvStore {
         for (int32_t i = 0; i < shape_.n_layer; ++i) {
             const KvView view = layer(i);
             for (int32_t head = 0; head < shape_.n_head_kv; ++head) {
-                if (view.n_dom > 0) f(view.dom_at(seq, head, 0), size_t{2} * view.n_dom * n_tokens);
-                f(view.rest_at(seq, head, 0), size_t{2} * view.row_values() * n_tokens);
+                if (view.n_dom > 0) {
+                    f(reinterpret_cast<uint8_t*>(view.dom_at(seq, head, 0)), size_t{2} * view.n_dom * n_tokens);
+                }
+                f(reinterpret_cast<uint8_t*>(view.rest_at(seq, head, 0)), size_t{2} * view.row_values() * n_tokens);
             }
         }
     }
 
    private:
     KvShape shape_;
+    const Device& device_;
     std::vector<int16_t> order_;
-    Buffer dom_, rest_;
+    Buffer dom_, rest_, order_on_device_;
 };
 
 }  // namespace fasa

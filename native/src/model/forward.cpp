@@ -16,34 +16,27 @@ Activations Activations::take(Arena& arena, const Hparams& h, int n) {
     a.v = arena.take<float>(rows * n_kv);
     a.gate = arena.take<float>(rows * h.n_ff);
     a.up = arena.take<float>(rows * h.n_ff);
-    a.cos = arena.take<float>(rows * h.n_rot / 2);
-    a.sin = arena.take<float>(rows * h.n_rot / 2);
     return a;
 }
 
-void forward(const Model& model, Ops& ops, const KvStore& kv, const Activations& a, Rows rows, const int32_t* tokens,
-             LayerHook& hook, Poll& poll) {
+void forward(const Model& model, Ops& ops, const KvStore& kv, const Activations& a, Rows rows, LayerHook& hook,
+             Poll& poll) {
     const Hparams& h = model.h;
     const int n = rows.n;
     const float scale = 1.0f / std::sqrt(static_cast<float>(h.head_dim));
 
-    model.rope.angles(rows, a.cos, a.sin);
-    const RopeView rope{model.rope.layout, model.rope.n_rot, a.cos, a.sin};
-    ops.embed(a.x, model.token_embd, tokens, n);
+    ops.embed(a.x, model.token_embd);
 
     for (int32_t i = 0; i < h.n_layer; ++i) {
         const Layer& l = model.layers[i];
         const KvView cache = kv.layer(i);
 
         poll();
-        ops.rms_norm(a.normed, a.x, l.attn_norm.data(), n, h.n_embd, h.norm_eps);
+        ops.rms_norm(a.normed, a.x, l.attn_norm.data, n, h.n_embd, h.norm_eps);
         const LinearOut qkv[] = {l.attn_q.into(a.q), l.attn_k.into(a.k), l.attn_v.into(a.v)};
         ops.linear(qkv, 3, a.normed, n);
-        if (!l.attn_q_norm.empty()) {
-            ops.rms_norm(a.q, a.q, l.attn_q_norm.data(), int64_t{n} * h.n_head, h.head_dim, h.norm_eps);
-            ops.rms_norm(a.k, a.k, l.attn_k_norm.data(), int64_t{n} * h.n_head_kv, h.head_dim, h.norm_eps);
-        }
-        ops.rope_store(a.q, a.k, a.v, h.n_head, rope, cache, rows);
+        const HeadNorm norm{l.attn_q_norm.data, l.attn_k_norm.data, h.norm_eps};
+        ops.rope_store(a.q, a.k, a.v, h.n_head, norm, cache, rows);
 
         poll();
         if (const Selection* selection = hook.stored(i, rows, a.q, scale, cache)) {
@@ -55,7 +48,7 @@ void forward(const Model& model, Ops& ops, const KvStore& kv, const Activations&
         ops.linear(&attn_output, 1, a.attended, n);
 
         poll();
-        ops.rms_norm(a.normed, a.x, l.ffn_norm.data(), n, h.n_embd, h.norm_eps);
+        ops.rms_norm(a.normed, a.x, l.ffn_norm.data, n, h.n_embd, h.norm_eps);
         const LinearOut gate_up[] = {l.ffn_gate.into(a.gate), l.ffn_up.into(a.up)};
         ops.linear(gate_up, 2, a.normed, n);
         ops.glu(a.gate, a.up, int64_t{n} * h.n_ff);
@@ -68,7 +61,7 @@ void forward(const Model& model, Ops& ops, const KvStore& kv, const Activations&
 
 void output_logits(const Model& model, Ops& ops, const Activations& a, int32_t row, int32_t n, float* logits) {
     const Hparams& h = model.h;
-    ops.rms_norm(a.normed, a.x + int64_t{row} * h.n_embd, model.output_norm.data(), n, h.n_embd, h.norm_eps);
+    ops.rms_norm(a.normed, a.x + int64_t{row} * h.n_embd, model.output_norm.data, n, h.n_embd, h.norm_eps);
     const LinearOut output{model.output, nullptr, logits, false};
     ops.linear(&output, 1, a.normed, n);
 }

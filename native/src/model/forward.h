@@ -12,7 +12,6 @@ struct Activations {
     float *q, *attended;  // [n][n_head][head_dim]
     float *k, *v;         // [n][n_head_kv][head_dim]
     float *gate, *up;     // [n][n_ff]
-    float *cos, *sin;     // [n][n_rot / 2]
 
     static Activations take(Arena& arena, const Hparams& h, int n);
 };
@@ -33,9 +32,10 @@ class LayerHook {
     virtual const Selection* stored(int32_t layer, Rows rows, const float* q, float scale, const KvView& kv) = 0;
 };
 
-// Runs rows.n tokens through all layers; a.x holds the final hidden states afterwards, not yet normed.
-void forward(const Model& model, Ops& ops, const KvStore& kv, const Activations& a, Rows rows, const int32_t* tokens,
-             LayerHook& hook, Poll& poll);
+// Runs the rows of the batch that the ops were told to begin through all layers; a.x holds the final hidden states
+// afterwards, not yet normed.
+void forward(const Model& model, Ops& ops, const KvStore& kv, const Activations& a, Rows rows, LayerHook& hook,
+             Poll& poll);
 
 // Logits [n][n_vocab] of n consecutive rows of a.x, starting at row.
 void output_logits(const Model& model, Ops& ops, const Activations& a, int32_t row, int32_t n, float* logits);

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <deque>
 #include <string>
 #include <unordered_set>
 
@@ -30,7 +31,7 @@ class Loader {
         return {t.dtype, t.data, n_in, n_out, dtype_row_bytes(t.dtype, n_in)};
     }
 
-    std::vector<float> vector(const std::string& name, int64_t n) {
+    Vector vector(const std::string& name, int64_t n) {
         const gguf::Tensor& t = file_.tensor(name);
         if (t.n_dims != 1 || t.dims[0] != n) {
             fail(FASA_ERROR_FORMAT, "%s: tensor \"%s\" has %d dims and %lld values in a row, expected one dim of %lld",
@@ -38,13 +39,13 @@ class Loader {
                  static_cast<long long>(n));
         }
         count(t, n);
-        std::vector<float> values(static_cast<size_t>(n));
+        std::vector<float>& values = vectors_.emplace_back(static_cast<size_t>(n));
         cpu::dequantize_row(t.dtype, t.data, values.data(), n);
-        return values;
+        return {values.data(), n};
     }
 
-    std::vector<float> optional_vector(const std::string& name, int64_t n) {
-        return file_.find_tensor(name) ? vector(name, n) : std::vector<float>{};
+    Vector optional_vector(const std::string& name, int64_t n) {
+        return file_.find_tensor(name) ? vector(name, n) : Vector{};
     }
 
     Projection projection(const std::string& prefix, int64_t n_in, int64_t n_out, bool needs_bias = false) {
@@ -87,6 +88,7 @@ class Loader {
 
     const gguf::File& file_;
     std::unordered_set<const gguf::Tensor*> used_;
+    std::deque<std::vector<float>> vectors_;  // until they are on the device
     uint64_t n_params_ = 0, n_bytes_ = 0;
     Hash64 hash_;
 };
@@ -112,9 +114,10 @@ Layer load_layer(Loader& load, const Hparams& h, int32_t i) {
     return l;
 }
 
-std::vector<float> load_rope_freqs(Loader& load, const gguf::File& file, const Hparams& h) {
-    std::vector<float> factors = load.optional_vector("rope_freqs.weight", h.n_rot / 2);
-    for (const float f : factors) {
+Vector load_rope_freqs(Loader& load, const gguf::File& file, const Hparams& h) {
+    const Vector factors = load.optional_vector("rope_freqs.weight", h.n_rot / 2);
+    for (int64_t i = 0; i < factors.n; ++i) {
+        const float f = factors.data[i];
         if (!(f > 0) || !std::isfinite(f)) {
             fail(FASA_ERROR_FORMAT, "%s: tensor \"rope_freqs.weight\" holds %g, expected positive factors",
                  file.path().c_str(), static_cast<double>(f));
@@ -133,6 +136,57 @@ uint64_t settings_hash(const Hparams& h, uint64_t weights) {
     hash.update(settings, sizeof settings);
     hash.update(&weights, sizeof weights);
     return hash.digest();
+}
+
+template <class F>
+void for_each_vector(Model& model, F&& f) {
+    f(model.output_norm);
+    for (Layer& l : model.layers) {
+        for (Vector* v : {&l.attn_norm, &l.ffn_norm, &l.attn_q_norm, &l.attn_k_norm}) f(*v);
+        for (Projection* p : {&l.attn_q, &l.attn_k, &l.attn_v, &l.attn_output, &l.ffn_gate, &l.ffn_up, &l.ffn_down})
+            f(p->bias);
+    }
+}
+
+template <class F>
+void for_each_matrix(Model& model, F&& f) {
+    f(model.token_embd);
+    for (Layer& l : model.layers) {
+        for (Projection* p : {&l.attn_q, &l.attn_k, &l.attn_v, &l.attn_output, &l.ffn_gate, &l.ffn_up, &l.ffn_down})
+            f(p->w);
+    }
+    if (model.output.data) f(model.output);
+}
+
+// Puts everything on the device, measured first and then taken at once.
+void place(Model& model, const std::function<bool(float)>& progress) {
+    const Device& device = *model.device;
+    const std::vector<double> frequency = model.rope.frequency;
+    uint64_t done = 0;
+    for (const bool real : {false, true}) {
+        Arena arena(real ? model.memory.data() : nullptr);
+        auto put = [&](void* to, const void* from, size_t n) {
+            if (real) device.copy(to, from, n);
+        };
+        double* at = arena.take<double>(frequency.size());
+        put(at, frequency.data(), frequency.size() * sizeof(double));
+        model.rope_frequency = at;
+        for_each_vector(model, [&](Vector& v) {
+            float* to = arena.take<float>(static_cast<size_t>(v.n));
+            put(to, v.data, static_cast<size_t>(v.n) * sizeof(float));
+            if (real && v.n > 0) v.data = to;
+        });
+        for_each_matrix(model, [&](WeightView& w) {
+            const size_t n_bytes = device.weight_bytes(w);
+            void* to = arena.take<uint8_t>(n_bytes);
+            if (!real || n_bytes == 0) return;
+            done += w.n_bytes();
+            w = device.upload(w, to);
+            if (!progress(static_cast<float>(done) / static_cast<float>(model.n_bytes)))
+                fail(FASA_ERROR_CANCELLED, "loading was cancelled");
+        });
+        if (!real) model.memory = device.buffer(arena.used(), "weights");
+    }
 }
 
 // Reads the whole file now, where the caller sees it progress, instead of during the first tokens. Weights larger than
@@ -173,16 +227,18 @@ std::shared_ptr<const Model> load_model(std::shared_ptr<const gguf::File> file, 
     model->token_embd = load.matrix("token_embd.weight", h.n_embd, h.n_vocab);
     for (int32_t i = 0; i < h.n_layer; ++i) model->layers.push_back(load_layer(load, h, i));
     model->output_norm = load.vector("output_norm.weight", h.n_embd);
-    model->output = model->file->find_tensor("output.weight") ? load.matrix("output.weight", h.n_embd, h.n_vocab)
-                                                              : model->token_embd;
-    const std::vector<float> factors = load_rope_freqs(load, *model->file, h);
+    if (model->file->find_tensor("output.weight")) model->output = load.matrix("output.weight", h.n_embd, h.n_vocab);
+    const Vector factors = load_rope_freqs(load, *model->file, h);
     load.refuse_unused(h);
-    model->rope_freqs = !factors.empty();
-    model->rope = make_rope(h, factors.empty() ? nullptr : factors.data());
+    model->rope_freqs = factors.data != nullptr;
+    model->rope = make_rope(h, factors.data);
     model->n_params = load.n_params();
     model->n_bytes = load.n_bytes();
     model->fingerprint = settings_hash(h, load.fingerprint());
-    read_weights(*model, progress);
+    const bool stays_in_file = model->device->weight_bytes(model->token_embd) == 0;
+    place(*model, progress);
+    if (!model->output) model->output = model->token_embd;
+    if (stays_in_file) read_weights(*model, progress);
     return model;
 }
 

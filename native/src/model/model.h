@@ -13,30 +13,38 @@
 
 namespace fasa {
 
+// Floats of the model, on its device; none: nullptr.
+struct Vector {
+    const float* data = nullptr;
+    int64_t n = 0;
+};
+
 // A matrix with its optional bias.
 struct Projection {
     WeightView w;
-    std::vector<float> bias;  // [n_out] or empty
+    Vector bias;  // [n_out] or none
 
-    LinearOut into(float* y, bool add = false) const { return {w, bias.empty() ? nullptr : bias.data(), y, add}; }
+    LinearOut into(float* y, bool add = false) const { return {w, bias.data, y, add}; }
 };
 
 struct Layer {
-    std::vector<float> attn_norm, ffn_norm;       // [n_embd]
-    std::vector<float> attn_q_norm, attn_k_norm;  // [head_dim] or empty
+    Vector attn_norm, ffn_norm;       // [n_embd]
+    Vector attn_q_norm, attn_k_norm;  // [head_dim] or none
     Projection attn_q, attn_k, attn_v, attn_output;
     Projection ffn_gate, ffn_up, ffn_down;
 };
 
 struct Model {
-    std::shared_ptr<const gguf::File> file;  // the weights are views of its mapping
+    std::shared_ptr<const gguf::File> file;  // on a CPU the matrices are views of its mapping
     std::unique_ptr<Device> device;
+    Buffer memory;  // of the device: what does not stay in the file
     Hparams h;
     Rope rope;
-    bool rope_freqs = false;  // the file carries frequency factors
-    WeightView token_embd;    // [n_vocab][n_embd]
-    WeightView output;        // [n_vocab][n_embd]; token_embd when tied
-    std::vector<float> output_norm;
+    const double* rope_frequency = nullptr;  // rope.frequency, on the device
+    bool rope_freqs = false;                 // the file carries frequency factors
+    WeightView token_embd;                   // [n_vocab][n_embd]
+    WeightView output;                       // [n_vocab][n_embd]; token_embd when tied
+    Vector output_norm;
     std::vector<Layer> layers;
     std::shared_ptr<const Table> table;  // the file's FASA table, if it carries one
     uint64_t n_params = 0, n_bytes = 0;
@@ -46,6 +54,7 @@ struct Model {
     int32_t n_embd_kv() const { return h.n_head_kv * h.head_dim; }
     // Weight bytes that one token's pass reads.
     uint64_t pass_bytes() const;
+    RopeView rope_view() const { return {rope.layout, rope.n_rot, rope_frequency, rope.magnitude}; }
 };
 
 // progress(fraction) returns false to cancel. Throws FORMAT for a missing tensor or a wrong shape.

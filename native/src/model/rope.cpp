@@ -35,14 +35,4 @@ Rope make_rope(const Hparams& h, const float* factors) {
     return rope;
 }
 
-void Rope::angles(Rows rows, float* cos, float* sin) const {
-    for (int32_t row = 0; row < rows.n; ++row) {
-        for (const double f : frequency) {
-            const double angle = f * (rows.pos0 + row);
-            *cos++ = static_cast<float>(std::cos(angle) * magnitude);
-            *sin++ = static_cast<float>(std::sin(angle) * magnitude);
-        }
-    }
-}
-
 }  // namespace fasa

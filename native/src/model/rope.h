@@ -12,9 +12,6 @@ struct Rope {
     int32_t n_rot;
     std::vector<double> frequency;  // [n_rot / 2], radians per position, scaling included
     double magnitude;               // factor on cos and sin (YaRN)
-
-    // Writes the rows' cosines and sines, [n][n_rot / 2] each.
-    void angles(Rows rows, float* cos, float* sin) const;
 };
 
 // factors: the model's rope_freqs tensor, [n_rot / 2], or nullptr.

@@ -79,11 +79,25 @@ class Context::SparseHook final : public LayerHook {
         context_.sparsity_->observe(layer, rows, q, scale, kv);
         if (context_.prefilling_) return nullptr;
         const Selection* selection = context_.sparsity_->select(layer, rows, q, scale, kv);
-        if (context_.tap_) context_.tap_->record(layer, rows, q, kv, selection);
+        if (context_.tap_) show(layer, rows, q, selection);
         return selection;
     }
 
    private:
+    void show(int32_t layer, Rows rows, const float* q, const Selection* selection) {
+        const Hparams& h = context_.model_->h;
+        std::vector<float> queries(size_t{1} * h.n_head * h.head_dim);
+        const float* read = context_.ops_->on_host(q, static_cast<int64_t>(queries.size()));
+        std::copy_n(read, queries.size(), queries.begin());
+        std::vector<std::vector<int32_t>> positions;
+        for (int32_t set = 0; selection && set < selection->n_set; ++set) {
+            const int32_t count = *context_.ops_->on_host(selection->count + set, 1);
+            const int32_t* list = context_.ops_->on_host(selection->list(set), count);
+            positions.emplace_back(list, list + count);
+        }
+        context_.tap_->record(layer, rows, queries, context_.kv_, std::move(positions));
+    }
+
     Context& context_;
 };
 
@@ -92,23 +106,26 @@ Context::Context(std::shared_ptr<const Model> model, const fasa_context_params& 
     : model_(std::move(model)),
       config_(resolve(*model_, params, std::move(table))),
       plan_(checked_plan(*model_, config_)),
-      kv_(kv_shape(model_->h, config_), cache_order(model_->h, config_)),
-      memory_(plan_.scratch_bytes - model_->device->ops_bytes(ops_limits(model_->h, config_)), "scratch"),
+      kv_(kv_shape(model_->h, config_), cache_order(model_->h, config_), *model_->device),
+      memory_(model_->device->buffer(device_scratch(*model_, config_, nullptr).n_bytes, "scratch")),
+      host_memory_(model_->device->host_buffer(host_scratch(*model_, config_, nullptr).n_bytes, "logits and history")),
       ops_(model_->device->make_ops(ops_limits(model_->h, config_))),
       length_(static_cast<size_t>(config_.n_seq)),
       hook_(std::make_unique<SparseHook>(*this)),
       poll_(std::make_unique<CancelPoll>(cancelled_)) {
-    Arena arena(memory_.data());
-    activations_ = Activations::take(arena, model_->h, config_.n_batch);
-    logits_ = arena.take<float>(size_t{1} * std::min(n_score_rows, config_.n_batch) * model_->h.n_vocab);
-    history_ = arena.take<int32_t>(size_t{1} * config_.n_ctx * config_.n_seq);
-    select_scratch_ = SelectScratch::take(arena, select_shape(model_->h, config_));
+    const DeviceScratch device = device_scratch(*model_, config_, memory_.data());
+    activations_ = device.activations;
+    select_scratch_ = device.select;
+    const HostScratch host = host_scratch(*model_, config_, host_memory_.data());
+    logits_ = host.logits;
+    history_ = host.history;
     make_sparsity();
 }
 
 void Context::make_sparsity() {
-    sparsity_ = std::make_unique<Sparsity>(SelectorSetup{config_.select, select_shape(model_->h, config_),
-                                                         config_.table.get(), kv_.order(), *ops_, select_scratch_});
+    sparsity_ =
+        std::make_unique<Sparsity>(SelectorSetup{config_.select, select_shape(model_->h, config_), config_.table.get(),
+                                                 kv_.order(), *model_->device, *ops_, select_scratch_});
 }
 
 void Context::set_method(const fasa_method_params& params) {
@@ -127,6 +144,7 @@ void Context::set_method(const fasa_method_params& params) {
         throw;
     }
     sparsity_->counts = counts;
+    ops_->forget_runs();
 }
 
 fasa_stats Context::stats() const {
@@ -160,10 +178,13 @@ void Context::read_kv(float* k, float* v, int32_t seq, int32_t layer, int32_t he
              head_kv, first, first + n, length_[seq]);
     }
     const KvView view = kv_.layer(layer);
-    const int16_t* order = view.order_of(head_kv);
+    const int16_t* order = kv_.order_of(layer, head_kv);
+    std::vector<uint16_t> doms(static_cast<size_t>(n) * view.n_dom), rests(static_cast<size_t>(n * view.row_values()));
+    model_->device->copy(doms.data(), view.dom_at(seq, head_kv, first), doms.size() * sizeof(uint16_t));
+    model_->device->copy(rests.data(), view.rest_at(seq, head_kv, first), rests.size() * sizeof(uint16_t));
     for (int32_t i = 0; i < n; ++i) {
-        const uint16_t* dom = view.dom_at(seq, head_kv, first + i);
-        const uint16_t* rest = view.rest_at(seq, head_kv, first + i);
+        const uint16_t* dom = doms.data() + int64_t{i} * view.n_dom;
+        const uint16_t* rest = rests.data() + i * view.row_values();
         for (int32_t d = 0; d < h.head_dim; ++d) {
             const uint16_t key = d < view.n_dom ? dom[d] : rest[d - view.n_dom];
             if (k) k[int64_t{i} * h.head_dim + (order ? order[d] : d)] = half_to_float(key);
@@ -205,16 +226,30 @@ void Context::check_tokens(int32_t seq, std::span<const int32_t> tokens) const {
     }
 }
 
+// Runs differ by the ops of a step: all the same as long as it stays sparse or dense. A device whose ops depend on the
+// length tells lengths apart itself.
+uint64_t Context::run_key(Rows rows) const {
+    if (prefilling_ || tap_ || !sparsity_->replayable()) return 0;
+    return sparsity_->is_sparse(rows.pos0 + 1) ? 2 : 1;
+}
+
 void Context::run_batch(int32_t seq, std::span<const int32_t> tokens) {
     const Clock::time_point start = Clock::now();
     const int32_t pos0 = length_[seq], n = static_cast<int32_t>(tokens.size());
+    const Rows rows{seq, pos0, n};
     logits_seq_ = -1;
     try {
-        forward(*model_, *ops_, kv_, activations_, {seq, pos0, n}, tokens.data(), *hook_, *poll_);
+        ops_->begin({rows, tokens.data(), pos0 + n, model_->rope_view()});
+        ops_->run(run_key(rows), [&] {
+            forward(*model_, *ops_, kv_, activations_, rows, *hook_, *poll_);
+            if (!prefilling_) output_logits(*model_, *ops_, activations_, 0, 1, logits_);
+        });
+        ops_->wait();
     } catch (...) {
         sparsity_->forget(seq, pos0);
         throw;
     }
+    if (!prefilling_ && sparsity_->replayable()) sparsity_->count_step(rows, kv_);
     std::copy(tokens.begin(), tokens.end(), history_ + int64_t{seq} * config_.n_ctx + pos0);
     length_[seq] = pos0 + n;
 
@@ -247,10 +282,11 @@ void Context::run(int32_t seq, std::span<const int32_t> tokens, const Progress& 
 void Context::decode(int32_t seq, std::span<const int32_t> tokens, const Progress& progress) {
     check_tokens(seq, tokens);
     run(seq, tokens, progress, [&](size_t done, std::span<const int32_t> batch) {
-        if (done + batch.size() < tokens.size()) return;
+        if (!prefilling_ || done + batch.size() < tokens.size()) return;  // a single token has its logits already
         const Clock::time_point start = Clock::now();
         output_logits(*model_, *ops_, activations_, static_cast<int32_t>(batch.size()) - 1, 1, logits_);
-        (tokens.size() == 1 ? stats_.decode_s : stats_.prefill_s) += seconds_since(start);
+        ops_->wait();
+        stats_.prefill_s += seconds_since(start);
     });
 }
 
@@ -264,7 +300,10 @@ void Context::score(float* logprob, int32_t seq, std::span<const int32_t> tokens
         for (int32_t row = 0; row < n; row += n_rows) {
             (*poll_)();
             const int32_t n_part = std::min(n_rows, n - row);
-            output_logits(*model_, *ops_, activations_, row, n_part, logits_);
+            if (prefilling_) {  // a single token has its logits already
+                output_logits(*model_, *ops_, activations_, row, n_part, logits_);
+                ops_->wait();
+            }
             for (int32_t i = 0; i < n_part; ++i) {
                 const size_t next = done + static_cast<size_t>(row + i) + 1;
                 if (next == tokens.size()) {  // the last row's logits are those that logits() shows

@@ -64,6 +64,8 @@ class Context {
     void check_tokens(int32_t seq, std::span<const int32_t> tokens) const;
     // Runs one batch and appends it to its sequence. The hidden states stay in activations_.x.
     void run_batch(int32_t seq, std::span<const int32_t> tokens);
+    // What tells kept runs apart; 0: not to be kept.
+    uint64_t run_key(Rows rows) const;
     template <class AfterBatch>
     void run(int32_t seq, std::span<const int32_t> tokens, const Progress& progress, AfterBatch&& after_batch);
 
@@ -71,7 +73,8 @@ class Context {
     ContextConfig config_;
     fasa_plan plan_;
     KvStore kv_;
-    Buffer memory_;
+    Buffer memory_;       // of the device
+    Buffer host_memory_;  // logits and history
     std::unique_ptr<Ops> ops_;
     Activations activations_;
     float* logits_;                // [n_score_rows][n_vocab]; row 0 is what logits() shows

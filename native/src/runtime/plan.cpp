@@ -4,7 +4,6 @@
 
 #include "base/cpu.h"
 #include "base/error.h"
-#include "model/forward.h"
 
 namespace fasa {
 namespace {
@@ -13,6 +12,11 @@ namespace {
 uint64_t available_beside_weights(const Model& model) {
     const uint64_t available = memory_available();
     return available > model.n_bytes ? available - model.n_bytes : 0;
+}
+
+uint64_t scratch_bytes(const Model& model, const ContextConfig& config) {
+    return device_scratch(model, config, nullptr).n_bytes + host_scratch(model, config, nullptr).n_bytes +
+           model.device->ops_bytes(ops_limits(model.h, config));
 }
 
 uint64_t context_bytes(const Model& model, ContextConfig config, int32_t n_ctx) {
@@ -56,13 +60,22 @@ KvShape kv_shape(const Hparams& h, const ContextConfig& config) {
     return {h.n_layer, h.n_head_kv, h.head_dim, config.n_ctx, config.n_seq, config.n_dom, config.n_dense};
 }
 
-size_t scratch_bytes(const Model& model, const ContextConfig& config) {
-    Arena arena;
-    Activations::take(arena, model.h, config.n_batch);
-    arena.take<float>(size_t{1} * std::min(n_score_rows, config.n_batch) * model.h.n_vocab);
-    arena.take<int32_t>(size_t{1} * config.n_ctx * config.n_seq);
-    SelectScratch::take(arena, select_shape(model.h, config));
-    return arena.used() + model.device->ops_bytes(ops_limits(model.h, config));
+DeviceScratch device_scratch(const Model& model, const ContextConfig& config, void* base) {
+    Arena arena(base);
+    DeviceScratch scratch;
+    scratch.activations = Activations::take(arena, model.h, config.n_batch);
+    scratch.select = SelectScratch::take(arena, select_shape(model.h, config));
+    scratch.n_bytes = arena.used();
+    return scratch;
+}
+
+HostScratch host_scratch(const Model& model, const ContextConfig& config, void* base) {
+    Arena arena(base);
+    HostScratch scratch;
+    scratch.logits = arena.take<float>(size_t{1} * std::min(n_score_rows, config.n_batch) * model.h.n_vocab);
+    scratch.history = arena.take<int32_t>(size_t{1} * config.n_ctx * config.n_seq);
+    scratch.n_bytes = arena.used();
+    return scratch;
 }
 
 fasa_plan make_plan(const Model& model, const ContextConfig& config) {

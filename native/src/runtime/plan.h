@@ -2,6 +2,7 @@
 #pragma once
 
 #include "kv/store.h"
+#include "model/forward.h"
 #include "runtime/config.h"
 
 namespace fasa {
@@ -15,8 +16,19 @@ int32_t choose_n_ctx(const Model& model, const ContextConfig& config);
 OpsLimits ops_limits(const Hparams& h, const ContextConfig& config);
 KvShape kv_shape(const Hparams& h, const ContextConfig& config);
 
-// Everything but the KV cache: activations, logits, workspace of selection and ops, token history.
-size_t scratch_bytes(const Model& model, const ContextConfig& config);
+// What a context works in, on the device and in host memory that the device reaches too. base nullptr: only measured.
+struct DeviceScratch {
+    Activations activations;
+    SelectScratch select;
+    size_t n_bytes;
+};
+struct HostScratch {
+    float* logits;     // [min(n_score_rows, n_batch)][n_vocab]
+    int32_t* history;  // [n_seq][n_ctx]
+    size_t n_bytes;
+};
+DeviceScratch device_scratch(const Model& model, const ContextConfig& config, void* base);
+HostScratch host_scratch(const Model& model, const ContextConfig& config, void* base);
 
 fasa_plan make_plan(const Model& model, const ContextConfig& config);
 

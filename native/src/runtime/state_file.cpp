@@ -2,11 +2,13 @@
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstddef>
 #include <cstdio>
 #include <cstring>
 #include <memory>
+#include <vector>
 
 #include "base/error.h"
 #include "base/hash.h"
@@ -27,6 +29,7 @@ static_assert(sizeof(Header) == 48);
 
 constexpr char magic[8] = {'F', 'A', 'S', 'A', 'S', 'E', 'Q', '\0'};
 constexpr uint32_t version = 2;
+constexpr size_t staging_bytes = size_t{4} << 20;  // of the cache, on their way to the file
 
 uint64_t layout_hash(const KvStore& kv) {
     Hash64 hash;
@@ -92,8 +95,14 @@ void write_state(const std::string& path, uint64_t fingerprint, const KvStore& k
     const Header header = make_header(fingerprint, kv, tokens.size());
     writer.write(&header, sizeof header);
     writer.write(tokens.data(), tokens.size_bytes());
-    kv.for_each_span(seq, static_cast<int32_t>(tokens.size()),
-                     [&](const void* data, size_t n) { writer.write(data, n); });
+    std::vector<uint8_t> staging(std::min(staging_bytes, kv.shape().n_bytes()));
+    kv.for_each_span(seq, static_cast<int32_t>(tokens.size()), [&](const uint8_t* data, size_t n) {
+        for (size_t at = 0; at < n; at += staging.size()) {
+            const size_t part = std::min(staging.size(), n - at);
+            kv.device().copy(staging.data(), data + at, part);
+            writer.write(staging.data(), part);
+        }
+    });
     writer.finish(path);
 }
 
@@ -153,7 +162,7 @@ void StateFile::restore(KvStore& kv, int32_t seq, int32_t* tokens) const {
     std::memcpy(tokens, at, sizeof(int32_t) * n_tokens_);
     at += sizeof(int32_t) * n_tokens_;
     kv.for_each_span(seq, n_tokens_, [&](void* data, size_t n) {
-        std::memcpy(data, at, n);
+        kv.device().copy(data, at, n);
         at += n;
     });
 }

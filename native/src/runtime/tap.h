@@ -2,9 +2,10 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <vector>
 
-#include "backend/views.h"
+#include "kv/store.h"
 
 namespace fasa {
 
@@ -19,7 +20,9 @@ class Tap {
     Tap(int32_t n_layer, int32_t n_head, int32_t n_steps) : n_layer_(n_layer), n_head_(n_head), n_steps_(n_steps) {}
 
     // Called once a layer of a decode step, in order.
-    void record(int32_t layer, Rows rows, const float* q, const KvView& kv, const Selection* selection);
+    // q [n_head][head_dim], in the order of the cache; positions [n_set], none: dense.
+    void record(int32_t layer, Rows rows, std::span<const float> q, const KvStore& kv,
+                std::vector<std::vector<int32_t>> positions);
 
     // Steps recorded in all layers.
     int32_t n_steps() const { return static_cast<int32_t>(records_.size()) / n_layer_; }

@@ -15,12 +15,15 @@ class Fasa final : public ScoredSelector {
         for (int32_t layer = 0; layer < s.n_layer; ++layer) {
             for (int32_t head = 0; head < s.n_head; ++head) mark_dominant(setup, layer, head);
         }
+        mask_ = setup.device.buffer(counts_.size(), "masks of dominant dims");
+        setup.device.copy(mask_.data(), counts_.data(), counts_.size());
     }
 
    protected:
-    void mask(const Step& step, int32_t head, float* q) override {
-        const uint8_t* counts = counts_of(step.layer, head);
-        for (int32_t d = 0; d < step.kv.head_dim; ++d) q[d] = counts[d] ? q[d] : 0.0f;
+    void sum_queries(const Step& step) override {
+        const int64_t of_layer = int64_t{step.layer} * shape_.n_head * step.kv.head_dim;
+        const uint8_t* mask = reads_dominant_only(step) ? nullptr : static_cast<uint8_t*>(mask_.data()) + of_layer;
+        ops_.sum_queries(scratch_.q, step.q, mask, shape_.n_head, n_set_, step.kv.head_dim);
     }
 
     // Not so when the store was laid out for other sets than this method's.
@@ -52,6 +55,7 @@ class Fasa final : public ScoredSelector {
     }
 
     std::vector<uint8_t> counts_;       // [n_layer][n_head][head_dim], in the order of the cache
+    Buffer mask_;                       // the same, on the device
     std::vector<bool> dominant_first_;  // [n_layer]: the cache was laid out by these sets
 };
 

@@ -10,7 +10,9 @@ class Oracle final : public ScoredSelector {
     using ScoredSelector::ScoredSelector;
 
    protected:
-    void mask(const Step&, int32_t, float*) override {}
+    void sum_queries(const Step& step) override {
+        ops_.sum_queries(scratch_.q, step.q, nullptr, shape_.n_head, n_set_, step.kv.head_dim);
+    }
 };
 
 }  // namespace

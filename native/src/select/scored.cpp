@@ -1,7 +1,5 @@
 #include "select/scored.h"
 
-#include <algorithm>
-
 #include "select/pages.h"
 
 namespace fasa {
@@ -9,19 +7,8 @@ namespace fasa {
 // A set of heads ranks positions by the sum of its heads' raw scores, which is one dot product with the sum of their
 // queries.
 void ScoredSelector::select(const Step& step, Selection& out) {
-    const int32_t head_dim = step.kv.head_dim, heads_per_set = shape_.n_head / n_set_;
-    const bool dominant_only = reads_dominant_only(step);
-    float head_q[max_head_dim];
-    for (int32_t set = 0; set < n_set_; ++set) {
-        float* q = scratch_.q + int64_t{set} * head_dim;
-        std::fill_n(q, head_dim, 0.0f);
-        for (int32_t head = set * heads_per_set; head < (set + 1) * heads_per_set; ++head) {
-            std::copy_n(step.q + int64_t{head} * head_dim, head_dim, head_q);
-            if (!dominant_only) mask(step, head, head_q);
-            for (int32_t d = 0; d < head_dim; ++d) q[d] += head_q[d];
-        }
-    }
-    ops_.token_scores(scratch_.scores, scratch_.q, n_set_, step.kv, step.seq, step.n_pos, !dominant_only);
+    sum_queries(step);
+    ops_.token_scores(scratch_.scores, scratch_.q, n_set_, step.kv, step.seq, step.n_pos, !reads_dominant_only(step));
     out.n_set = n_set_;
     if (config_.page > 1) {
         average_pages(scratch_.scores, n_set_, shape_.n_ctx, config_.page, step.n_pos);

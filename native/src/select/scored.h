@@ -11,21 +11,24 @@ class ScoredSelector : public Selector {
         : config_(setup.config),
           shape_(setup.shape),
           n_set_(setup.shape.n_set(setup.config)),
+          device_(setup.device),
           ops_(setup.ops),
           scratch_(setup.scratch) {}
 
     void select(const Step& step, Selection& out) override;
+    bool replayable() const override { return config_.page == 1; }
     uint64_t bytes_read(const Step& step) const override;
 
    protected:
-    // Zeroes the dims of one query head that do not count. q [head_dim], in the order of the cache.
-    virtual void mask(const Step& step, int32_t head, float* q) = 0;
+    // Sums the queries of each set, over the dims that count, into scratch_.q [n_set][head_dim].
+    virtual void sum_queries(const Step& step) = 0;
     // Whether the dominant planes of the cache hold all dims that count, so that nothing else is read.
     virtual bool reads_dominant_only(const Step& /*step*/) const { return false; }
 
     const SelectConfig config_;
     const SelectShape shape_;
     const int32_t n_set_;
+    const Device& device_;
     Ops& ops_;
     SelectScratch& scratch_;
 };

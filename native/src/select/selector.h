@@ -72,6 +72,9 @@ class Selector {
     virtual ~Selector() = default;
     // Writes the positions that this step attends to into out: out.n_set lists of at least one position, ascending.
     virtual void select(const Step& step, Selection& out) = 0;
+    // Whether select does the same at every step, positions apart, without a look at the data from the host, and always
+    // chooses step.budget positions a list.
+    virtual bool replayable() const { return false; }
     // Bytes of the KV cache that this step's select reads itself.
     virtual uint64_t bytes_read(const Step& /*step*/) const { return 0; }
     // Rows of a layer whose keys were just stored, in prefill and decode alike, dense layers included; in decode before
@@ -86,6 +89,7 @@ struct SelectorSetup {
     const SelectShape& shape;
     const Table* table;                 // nullptr: the model has none
     const std::vector<int16_t>& order;  // of the KV store: [n_layer][n_head_kv][head_dim]; empty: unchanged
+    const Device& device;
     Ops& ops;
     SelectScratch& scratch;
 };

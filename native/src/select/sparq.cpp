@@ -15,19 +15,24 @@ class Sparq final : public ScoredSelector {
 
    protected:
     // Heads that share positions also share dims: those of the largest sum of magnitudes.
-    void mask(const Step& step, int32_t head, float* q) override {
-        const int32_t head_dim = step.kv.head_dim, group = config_.tokens_per_head ? 1 : shape_.group();
-        const float* first = step.q + int64_t{head / group * group} * head_dim;
-        float magnitude[max_head_dim] = {};
-        int16_t dims[max_head_dim];
-        for (int32_t h = 0; h < group; ++h) {
-            for (int32_t d = 0; d < head_dim; ++d) magnitude[d] += std::fabs(first[int64_t{h} * head_dim + d]);
+    void sum_queries(const Step& step) override {
+        const int32_t head_dim = step.kv.head_dim, heads_per_set = shape_.n_head / n_set_;
+        const float* q = ops_.on_host(step.q, int64_t{shape_.n_head} * head_dim);
+        for (int32_t set = 0; set < n_set_; ++set, q += int64_t{heads_per_set} * head_dim) {
+            float magnitude[max_head_dim] = {}, sum[max_head_dim] = {};
+            int16_t dims[max_head_dim];
+            for (int32_t i = 0; i < heads_per_set * head_dim; ++i) {
+                magnitude[i % head_dim] += std::fabs(q[i]);
+                sum[i % head_dim] += q[i];
+            }
+            std::iota(dims, dims + head_dim, int16_t{0});
+            const int32_t n_kept = std::min(2 * config_.n_tip, head_dim);
+            std::stable_sort(dims, dims + head_dim, [&](int16_t a, int16_t b) { return magnitude[a] > magnitude[b]; });
+            for (int32_t i = n_kept; i < head_dim; ++i) sum[dims[i]] = 0;
+            device_.copy(scratch_.q + int64_t{set} * head_dim, sum, sizeof(float) * head_dim);
         }
-        std::iota(dims, dims + head_dim, int16_t{0});
-        const int32_t n_kept = std::min(2 * config_.n_tip, head_dim);
-        std::stable_sort(dims, dims + head_dim, [&](int16_t a, int16_t b) { return magnitude[a] > magnitude[b]; });
-        for (int32_t i = n_kept; i < head_dim; ++i) q[dims[i]] = 0;
     }
+    bool replayable() const override { return false; }
 };
 
 }  // namespace

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 
 #include "base/error.h"
 
@@ -47,6 +48,7 @@ SelectScratch SelectScratch::take(Arena& arena, const SelectShape& shape) {
 Sparsity::Sparsity(const SelectorSetup& setup)
     : config_(setup.config),
       shape_(setup.shape),
+      ops_(setup.ops),
       selection_(setup.scratch.selection),
       selector_(make_selector(setup)) {}
 
@@ -67,17 +69,47 @@ void Sparsity::observe(int32_t layer, Rows rows, const float* q, float scale, co
     if (selector_) selector_->observe(layer, rows, q, scale, kv);
 }
 
-const Selection* Sparsity::select(int32_t layer, Rows rows, const float* q, float scale, const KvView& kv) {
-    const int32_t n_pos = rows.pos0 + 1, n_chosen = budget(layer, n_pos);
-    if (!selector_ || layer < config_.dense_layers || n_pos <= std::max(n_chosen, config_.dense_below)) {
-        count_dense(kv, n_pos);
-        return nullptr;
+bool Sparsity::is_sparse(int32_t layer, int32_t n_pos) const {
+    return selector_ && layer >= config_.dense_layers && n_pos > std::max(budget(layer, n_pos), config_.dense_below);
+}
+
+bool Sparsity::is_sparse(int32_t n_pos) const {
+    for (int32_t layer = 0; layer < shape_.n_layer; ++layer) {
+        if (is_sparse(layer, n_pos)) return true;
     }
-    const Step step{layer, rows.seq, n_pos, n_chosen, q, scale, kv};
-    selector_->select(step, selection_);
-    counts.key_bytes += selector_->bytes_read(step);
-    count_sparse(kv);
-    return &selection_;
+    return false;
+}
+
+bool Sparsity::replayable() const {
+    const bool same_budgets = config_.n_fac_fraction == 0 && config_.schedule == BudgetSchedule::uniform;
+    return !selector_ || (selector_->replayable() && same_budgets);
+}
+
+const Selection* Sparsity::select(int32_t layer, Rows rows, const float* q, float scale, const KvView& kv) {
+    const int32_t n_pos = rows.pos0 + 1;
+    const Step step{layer, rows.seq, n_pos, budget(layer, n_pos), q, scale, kv};
+    const bool sparse = is_sparse(layer, n_pos);
+    if (sparse) selector_->select(step, selection_);
+    if (!replayable()) {
+        if (sparse) {
+            count_sparse(step, n_selected());
+        } else {
+            count_dense(kv, n_pos);
+        }
+    }
+    return sparse ? &selection_ : nullptr;
+}
+
+void Sparsity::count_step(Rows rows, const KvStore& kv) {
+    const int32_t n_pos = rows.pos0 + 1;
+    for (int32_t layer = 0; layer < shape_.n_layer; ++layer) {
+        const Step step{layer, rows.seq, n_pos, budget(layer, n_pos), nullptr, 0, kv.layer(layer)};
+        if (is_sparse(layer, n_pos)) {
+            count_sparse(step, uint64_t{1} * shape_.n_set(config_) * step.budget);
+        } else {
+            count_dense(step.kv, n_pos);
+        }
+    }
 }
 
 void Sparsity::forget(int32_t seq, int32_t n_tokens) {
@@ -91,14 +123,17 @@ void Sparsity::count_dense(const KvView& kv, int32_t n_pos) {
     counts.value_bytes += sizeof(uint16_t) * n_values;
 }
 
+uint64_t Sparsity::n_selected() const {
+    const int32_t* count = ops_.on_host(selection_.count, selection_.n_set);
+    return std::accumulate(count, count + selection_.n_set, uint64_t{0});
+}
+
 // Lists of query heads that share a KV head are read one by one.
-void Sparsity::count_sparse(const KvView& kv) {
-    uint64_t n_tokens = 0;
-    for (int32_t set = 0; set < selection_.n_set; ++set) n_tokens += static_cast<uint64_t>(selection_.count[set]);
+void Sparsity::count_sparse(const Step& step, uint64_t n_tokens) {
     counts.layers_sparse += 1;
     counts.tokens_selected += n_tokens;
-    counts.key_bytes += sizeof(uint16_t) * n_tokens * kv.head_dim;
-    counts.value_bytes += sizeof(uint16_t) * n_tokens * kv.head_dim;
+    counts.key_bytes += selector_->bytes_read(step) + sizeof(uint16_t) * n_tokens * step.kv.head_dim;
+    counts.value_bytes += sizeof(uint16_t) * n_tokens * step.kv.head_dim;
 }
 
 }  // namespace fasa

@@ -1,6 +1,7 @@
 // Whether a layer of a decode step is sparse, and over what; counts what was done.
 #pragma once
 
+#include "kv/store.h"
 #include "select/selector.h"
 
 namespace fasa {
@@ -22,15 +23,25 @@ class Sparsity {
     const Selection* select(int32_t layer, Rows rows, const float* q, float scale, const KvView& kv);
     void forget(int32_t seq, int32_t n_tokens);
 
+    // Whether all steps call the same ops as long as is_sparse is the same. What they do is then to be counted by
+    // count_step, as select may not be called for each; otherwise select counts.
+    bool replayable() const;
+    // Whether any layer of a step with so many cached positions is sparse.
+    bool is_sparse(int32_t n_pos) const;
+    void count_step(Rows rows, const KvStore& kv);
+
     SparsityCounts counts{};
 
    private:
     int32_t budget(int32_t layer, int32_t n_pos) const;
+    bool is_sparse(int32_t layer, int32_t n_pos) const;
+    uint64_t n_selected() const;
     void count_dense(const KvView& kv, int32_t n_pos);
-    void count_sparse(const KvView& kv);
+    void count_sparse(const Step& step, uint64_t n_tokens);
 
     SelectConfig config_;
     SelectShape shape_;
+    Ops& ops_;
     Selection& selection_;
     std::unique_ptr<Selector> selector_;  // nullptr: full attention
 };

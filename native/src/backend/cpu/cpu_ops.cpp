@@ -1,5 +1,7 @@
 // The CPU backend: ops on the calling process's cores.
 #include <algorithm>
+#include <cmath>
+#include <cstring>
 #include <string>
 #include <vector>
 
@@ -31,14 +33,40 @@ class CpuOps final : public Ops {
     CpuOps(const OpsLimits& limits, int n_threads)
         : kernels_(elementwise_kernels(cpu_info().isa)),
           team_(n_threads),
+          angles_(angle_bytes(limits), "angles"),
           linear_(team_, limits.n_batch, limits.n_in_max),
           attention_(team_, limits),
           topk_(team_, limits),
           observation_(team_, limits) {}
 
-    void embed(float* x, const WeightView& w, const int32_t* token, int n) override {
-        team_.run(n, [&](int64_t i, int) {
-            const auto* row = static_cast<const uint8_t*>(w.data) + static_cast<size_t>(token[i]) * w.row_bytes;
+    static size_t angle_bytes(const OpsLimits& limits) {
+        return sizeof(float) * static_cast<size_t>(limits.n_batch) * static_cast<size_t>(limits.head_dim);
+    }
+
+    void begin(const Batch& batch) override {
+        batch_ = batch;
+        const RopeView& rope = batch.rope;
+        cos_ = static_cast<float*>(angles_.data());
+        sin_ = cos_ + int64_t{batch.rows.n} * (rope.n_rot / 2);
+        float *cos = cos_, *sin = sin_;
+        for (int32_t row = 0; row < batch.rows.n; ++row) {
+            for (int32_t i = 0; i < rope.n_rot / 2; ++i) {
+                const double angle = rope.frequency[i] * (batch.rows.pos0 + row);
+                *cos++ = static_cast<float>(std::cos(angle) * rope.magnitude);
+                *sin++ = static_cast<float>(std::sin(angle) * rope.magnitude);
+            }
+        }
+    }
+
+    void run(uint64_t, const std::function<void()>& body) override { body(); }
+    void forget_runs() override {}
+    void wait() override {}
+    const float* on_host(const float* x, int64_t) override { return x; }
+    const int32_t* on_host(const int32_t* x, int64_t) override { return x; }
+
+    void embed(float* x, const WeightView& w) override {
+        team_.run(batch_.rows.n, [&](int64_t i, int) {
+            const auto* row = static_cast<const uint8_t*>(w.data) + static_cast<size_t>(batch_.tokens[i]) * w.row_bytes;
             dequantize_row(w.dtype, row, x + i * w.n_in, w.n_in);
         });
     }
@@ -51,16 +79,18 @@ class CpuOps final : public Ops {
         linear_.run(out, n_products, x, n);
     }
 
-    void rope_store(float* q, const float* k, const float* v, int n_head, const RopeView& rope, const KvView& kv,
+    void rope_store(float* q, const float* k, const float* v, int n_head, const HeadNorm& norm, const KvView& kv,
                     Rows rows) override {
         const int head_dim = kv.head_dim;
+        const RopeView& rope = batch_.rope;
         for_rows(rows.n, (n_head + 2 * kv.n_head_kv) * head_dim, [&](int64_t i) {
-            const float* cos = rope.cos + i * (rope.n_rot / 2);
-            const float* sin = rope.sin + i * (rope.n_rot / 2);
+            const float* cos = cos_ + i * (rope.n_rot / 2);
+            const float* sin = sin_ + i * (rope.n_rot / 2);
             const int group = n_head / kv.n_head_kv;
             float head[max_head_dim];
             for (int h = 0; h < n_head; ++h) {
                 float* qh = q + (i * n_head + h) * head_dim;
+                if (norm.q) kernels_.rms_norm(qh, qh, norm.q, head_dim, norm.eps);
                 kernels_.rotate(qh, rope.layout, rope.n_rot, cos, sin);
                 if (const int16_t* order = kv.order_of(h / group)) {
                     std::copy_n(qh, head_dim, head);
@@ -71,7 +101,11 @@ class CpuOps final : public Ops {
                 const int64_t from = (i * kv.n_head_kv + h) * head_dim;
                 const int32_t pos = rows.pos0 + static_cast<int32_t>(i);
                 float key[max_head_dim];
-                std::copy_n(k + from, head_dim, head);
+                if (norm.k) {
+                    kernels_.rms_norm(head, k + from, norm.k, head_dim, norm.eps);
+                } else {
+                    std::copy_n(k + from, head_dim, head);
+                }
                 kernels_.rotate(head, rope.layout, rope.n_rot, cos, sin);
                 const int16_t* order = kv.order_of(h);
                 for (int d = 0; d < head_dim; ++d) key[d] = head[order ? order[d] : d];
@@ -90,6 +124,17 @@ class CpuOps final : public Ops {
     void attend_selected(float* y, const float* q, int n_head, float scale, const KvView& kv, int32_t seq,
                          const Selection& selection) override {
         attention_.selected(y, q, n_head, scale, kv, seq, selection);
+    }
+
+    void sum_queries(float* sums, const float* q, const uint8_t* mask, int n_head, int n_set, int head_dim) override {
+        std::fill_n(sums, int64_t{n_set} * head_dim, 0.0f);
+        for (int head = 0; head < n_head; ++head) {
+            float* to = sums + int64_t{head / (n_head / n_set)} * head_dim;
+            for (int d = 0; d < head_dim; ++d) {
+                const int64_t i = int64_t{head} * head_dim + d;
+                to[d] += mask && mask[i] == 0 ? 0.0f : q[i];
+            }
+        }
     }
 
     void token_scores(float* scores, const float* q, int n_q, const KvView& kv, int32_t seq, int32_t n_pos,
@@ -143,6 +188,9 @@ class CpuOps final : public Ops {
 
     const ElementwiseKernels& kernels_;
     Team team_;
+    Batch batch_;
+    Buffer angles_;
+    float *cos_ = nullptr, *sin_ = nullptr;  // [n][n_rot / 2]
     Linear linear_;
     Attention attention_;
     TopK topk_;
@@ -158,11 +206,19 @@ class CpuDevice final : public Device {
                (n_threads_ == 1 ? " thread)" : " threads)");
     }
     int n_threads() const override { return n_threads_; }
+    Buffer buffer(size_t n_bytes, const char* what) const override { return {n_bytes, what}; }
+    Buffer host_buffer(size_t n_bytes, const char* what) const override { return {n_bytes, what}; }
+    void copy(void* to, const void* from, size_t n_bytes) const override {
+        if (n_bytes > 0) std::memcpy(to, from, n_bytes);
+    }
+    uint64_t memory_available() const override { return fasa::memory_available(); }
+    size_t weight_bytes(const WeightView&) const override { return 0; }
+    WeightView upload(const WeightView& w, void*) const override { return w; }
     std::unique_ptr<Ops> make_ops(const OpsLimits& limits) const override {
         return std::make_unique<CpuOps>(limits, n_threads_);
     }
     size_t ops_bytes(const OpsLimits& limits) const override {
-        return Linear::scratch_bytes(n_threads_, limits.n_batch, limits.n_in_max) +
+        return CpuOps::angle_bytes(limits) + Linear::scratch_bytes(n_threads_, limits.n_batch, limits.n_in_max) +
                Attention::scratch_bytes(limits, n_threads_) + TopK::scratch_bytes(limits, n_threads_) +
                Observation::scratch_bytes(limits, n_threads_);
     }
