@@ -4,7 +4,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
-#include <memory>
+#include <numeric>
 
 #include "backend/cpu/quant.h"
 #include "backend/cuda/linear_prefill.h"
@@ -196,29 +196,32 @@ TEST(cuda_prefill_runs_products_that_share_their_input) {
 }
 
 TEST(cuda_prefill_rows_do_not_depend_on_the_others) {
-    constexpr int n = 70;
-    for (const DType type : {FASA_DTYPE_Q4_K, FASA_DTYPE_F16, FASA_DTYPE_F32}) {
-        for (const int64_t n_out : {48, 33}) {
-            constexpr int64_t n_in = 512;
-            const RandomWeights random(type, n_out, n_in, 1);
-            const Uploaded w(random.view());
-            const std::vector<float> x = rows_of_all_sizes(n, n_in, 2), start = test::random_floats(n * n_out, 3);
-            Linear linear(n, n_in, 1 << 16);
-            const std::vector<float> whole = product(linear, w, x, n, {}, start);
-            std::vector<float> parts;
-            size_t first = 0;
-            for (const size_t n_part : {10u, 11u, 49u}) {
-                const auto slice = [&](const std::vector<float>& all, size_t width) {
-                    return std::vector<float>(all.begin() + static_cast<int64_t>(first * width),
-                                              all.begin() + static_cast<int64_t>((first + n_part) * width));
-                };
-                const std::vector<float> y = product(linear, w, slice(x, n_in), static_cast<int>(n_part), {},
-                                                     slice(start, static_cast<size_t>(n_out)));
-                parts.insert(parts.end(), y.begin(), y.end());
-                first += n_part;
-            }
-            CHECK(std::memcmp(parts.data(), whole.data(), whole.size() * sizeof(float)) == 0);
+    struct Shape {
+        DType type;
+        int64_t n_out, n_in;
+        std::vector<size_t> parts;
+    };
+    for (const Shape& s : {Shape{FASA_DTYPE_Q4_K, 48, 512, {10, 11, 49}}, Shape{FASA_DTYPE_F16, 33, 512, {31, 39}},
+                           Shape{FASA_DTYPE_F32, 33, 100, {10, 60}}, Shape{FASA_DTYPE_Q8_0, 80, 2048, {10, 33, 257}}}) {
+        const int n = static_cast<int>(std::accumulate(s.parts.begin(), s.parts.end(), size_t{0}));
+        const RandomWeights random(s.type, s.n_out, s.n_in, 1);
+        const Uploaded w(random.view());
+        const std::vector<float> x = rows_of_all_sizes(n, s.n_in, 2), start = test::random_floats(n * s.n_out, 3);
+        Linear linear(n, s.n_in, 1 << 18);
+        const std::vector<float> whole = product(linear, w, x, n, {}, start);
+        std::vector<float> parts;
+        size_t first = 0;
+        for (const size_t n_part : s.parts) {
+            const auto slice = [&](const std::vector<float>& all, int64_t width) {
+                const auto begin = all.begin() + static_cast<int64_t>(first) * width;
+                return std::vector<float>(begin, begin + static_cast<int64_t>(n_part) * width);
+            };
+            const std::vector<float> y =
+                product(linear, w, slice(x, s.n_in), static_cast<int>(n_part), {}, slice(start, s.n_out));
+            parts.insert(parts.end(), y.begin(), y.end());
+            first += n_part;
         }
+        CHECK(std::memcmp(parts.data(), whole.data(), whole.size() * sizeof(float)) == 0);
     }
 }
 

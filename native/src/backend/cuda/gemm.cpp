@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "backend/cuda/cublas.h"
+#include "backend/views.h"
 #include "base/error.h"
 
 namespace fasa::cuda {
@@ -97,7 +98,7 @@ bool in_one_sequence(const CublasLt& lt, const cublasLtMatmulAlgo_t& algo) {
                                                    &written) == CUBLAS_STATUS_SUCCESS &&
            lt.cublasLtMatmulAlgoConfigGetAttribute(&algo, CUBLASLT_ALGO_CONFIG_REDUCTION_SCHEME, &reduction,
                                                    sizeof(reduction), &written) == CUBLAS_STATUS_SUCCESS &&
-           n_splits >= 0 && n_splits <= 1 && reduction == CUBLASLT_REDUCTION_SCHEME_NONE;
+           n_splits <= 1 && reduction == CUBLASLT_REDUCTION_SCHEME_NONE;
 }
 
 }  // namespace
@@ -125,7 +126,7 @@ void Gemm::Impl::choose(Plan& plan) const {
              "looking for a kernel");
     for (const auto& candidate : std::vector(candidates, candidates + n)) {
         if (candidate.state == CUBLAS_STATUS_SUCCESS && in_one_sequence(lt, candidate.algo) &&
-            works(plan, candidate.algo, 1) && works(plan, candidate.algo, n_planned + 1)) {
+            works(plan, candidate.algo, n_rows_alike) && works(plan, candidate.algo, n_planned + 1)) {
             plan.algo = candidate.algo;
             return;
         }

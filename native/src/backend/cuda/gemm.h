@@ -13,8 +13,9 @@ namespace fasa::cuda {
 // first n_out values of a row are written.
 //
 // cuBLASLt would choose by the number of rows among kernels that add in different orders. A plan takes its choice for
-// many rows, among kernels that sum over all of n_in in one sequence, and stays with it for every n: so a row's result
-// does not depend on the rows beside it. It is the same for every batch size of a context too.
+// many rows, among kernels that sum over all of n_in in one sequence, and stays with it for every n, from n_rows_alike
+// (views.h) up: so a row's result does not depend on the rows beside it. It is the same for every batch size of a
+// context too.
 class Gemm {
    public:
     Gemm();

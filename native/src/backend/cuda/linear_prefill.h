@@ -41,7 +41,8 @@ class LinearPrefill {
     // waits for the stream, which must not be capturing. run() does it with a matrix that it sees for the first time.
     void add(const WeightView& w, cudaStream_t stream);
 
-    // All products share x [n][n_in]. y must be 16-byte aligned when n_out is a multiple of 4.
+    // All products share x [n][n_in], n at least n_rows_alike. 16-byte aligned are x when n_in is a multiple of 4, and
+    // y when n_out is.
     void run(const LinearOut* out, int n_products, const float* x, int n, cudaStream_t stream);
 
    private:

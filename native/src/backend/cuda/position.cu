@@ -69,6 +69,7 @@ __global__ void __launch_bounds__(n_warps * 32, 4)
     float* sin = cos + rope.n_rot / 2;
     float* head = sin + rope.n_rot / 2 + warp * head_dim;
     const int64_t row = blockIdx.x;
+    // The step and the frequencies were there before the previous kernel began.
     const int32_t seq = step->seq, pos = step->pos0 + static_cast<int32_t>(row);
 
     angles(cos, sin, rope, pos);
