@@ -30,6 +30,7 @@
 #include <cuda_fp16.h>
 
 #include <cstdint>
+#include <cstring>
 
 #include "backend/cuda/ptx.cuh"
 #include "base/dtype.h"
@@ -41,8 +42,15 @@ __device__ inline V load(const uint8_t* at) {
     return __ldg(reinterpret_cast<const V*>(at));
 }
 
-__device__ inline float half_bits(uint16_t bits) { return __half2float(*reinterpret_cast<const __half*>(&bits)); }
-__device__ inline float2 half_pair(uint32_t bits) { return __half22float2(*reinterpret_cast<const __half2*>(&bits)); }
+template <class V, class Bits>
+__device__ inline V as(Bits bits) {
+    static_assert(sizeof(V) == sizeof(Bits));
+    V v;
+    memcpy(&v, &bits, sizeof(v));
+    return v;
+}
+__device__ inline float half_bits(uint16_t bits) { return __half2float(as<__half>(bits)); }
+__device__ inline float2 half_pair(uint32_t bits) { return __half22float2(as<__half2>(bits)); }
 __device__ inline float bfloat_bits(uint32_t bits) { return __uint_as_float(bits << 16); }
 
 __device__ inline uint32_t word_of(const uint4& v, int w) { return w == 0 ? v.x : w == 1 ? v.y : w == 2 ? v.z : v.w; }
