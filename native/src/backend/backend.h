@@ -42,10 +42,10 @@ class Ops {
 
     // x[i] = row token[i] of w for the tokens of the batch. x [n][n_embd]
     virtual void embed(float* x, const WeightView& w) = 0;
-    // y = x / rms(x) * weight over rows of dim values. y may be x.
-    virtual void rms_norm(float* y, const float* x, const float* weight, int64_t n_rows, int dim, float eps) = 0;
-    // Products that share the input x [n][n_in]: y = x wᵀ (+ bias) (+ y).
-    virtual void linear(const LinearOut* out, int n_products, const float* x, int n) = 0;
+    // Products that share their input of n rows: y = x wᵀ (+ bias) (+ y).
+    virtual void linear(const LinearOut* out, int n_products, const LinearIn& in, int n) = 0;
+    // gate.y = silu(gate) * up, products of the same input. up.y may be written too.
+    virtual void linear_glu(const LinearOut& gate, const LinearOut& up, const LinearIn& in, int n) = 0;
     // Norms and rotates q [n][n_head][head_dim] in place and k [n][n_head_kv][head_dim] into the cache with v (same
     // shape); both get their dims in the order of the cache. By the angles of the batch.
     virtual void rope_store(float* q, const float* k, const float* v, int n_head, const HeadNorm& norm,
@@ -81,8 +81,6 @@ class Ops {
     // similarity[head_kv][pos] = mean cosine between the key at pos and the others below n_pos; [n_head_kv][n_ctx]. A
     // key of zeros is similar to none.
     virtual void key_similarity(float* similarity, const KvView& kv, int32_t seq, int32_t n_pos) = 0;
-    // gate = silu(gate) * up, n values
-    virtual void glu(float* gate, const float* up, int64_t n) = 0;
 };
 
 class Device {

@@ -26,6 +26,14 @@ struct LinearOut {
     bool add = false;
 };
 
+// The rows that the products of one op share.
+struct LinearIn {
+    const float* x = nullptr;     // [n][n_in]
+    const float* norm = nullptr;  // [n_in]: rows are divided by their RMS and multiplied by this first; or nullptr
+    float eps = 0;                // of the norm
+    float* normed = nullptr;      // [n][n_in], room for normed rows; they need not be written
+};
+
 inline constexpr int max_head_dim = 1024;
 
 // Calls of at least this many rows round alike, whatever their number: a backend may take other kernels, with sums in

@@ -32,9 +32,8 @@ void forward(const Model& model, Ops& ops, const KvStore& kv, const Activations&
         const KvView cache = kv.layer(i);
 
         poll();
-        ops.rms_norm(a.normed, a.x, l.attn_norm.data, n, h.n_embd, h.norm_eps);
         const LinearOut qkv[] = {l.attn_q.into(a.q), l.attn_k.into(a.k), l.attn_v.into(a.v)};
-        ops.linear(qkv, 3, a.normed, n);
+        ops.linear(qkv, 3, {a.x, l.attn_norm.data, h.norm_eps, a.normed}, n);
         const HeadNorm norm{l.attn_q_norm.data, l.attn_k_norm.data, h.norm_eps};
         ops.rope_store(a.q, a.k, a.v, h.n_head, norm, cache, rows);
 
@@ -45,25 +44,21 @@ void forward(const Model& model, Ops& ops, const KvStore& kv, const Activations&
             ops.attend_dense(a.attended, a.q, h.n_head, scale, cache, rows);
         }
         const LinearOut attn_output = l.attn_output.into(a.x, true);
-        ops.linear(&attn_output, 1, a.attended, n);
+        ops.linear(&attn_output, 1, {a.attended}, n);
 
         poll();
-        ops.rms_norm(a.normed, a.x, l.ffn_norm.data, n, h.n_embd, h.norm_eps);
-        const LinearOut gate_up[] = {l.ffn_gate.into(a.gate), l.ffn_up.into(a.up)};
-        ops.linear(gate_up, 2, a.normed, n);
-        ops.glu(a.gate, a.up, int64_t{n} * h.n_ff);
+        ops.linear_glu(l.ffn_gate.into(a.gate), l.ffn_up.into(a.up), {a.x, l.ffn_norm.data, h.norm_eps, a.normed}, n);
 
         poll();
         const LinearOut ffn_down = l.ffn_down.into(a.x, true);
-        ops.linear(&ffn_down, 1, a.gate, n);
+        ops.linear(&ffn_down, 1, {a.gate}, n);
     }
 }
 
 void output_logits(const Model& model, Ops& ops, const Activations& a, int32_t row, int32_t n, float* logits) {
     const Hparams& h = model.h;
-    ops.rms_norm(a.normed, a.x + int64_t{row} * h.n_embd, model.output_norm.data, n, h.n_embd, h.norm_eps);
     const LinearOut output{model.output, nullptr, logits, false};
-    ops.linear(&output, 1, a.normed, n);
+    ops.linear(&output, 1, {a.x + int64_t{row} * h.n_embd, model.output_norm.data, h.norm_eps, a.normed}, n);
 }
 
 }  // namespace fasa

@@ -71,12 +71,27 @@ class CpuOps final : public Ops {
         });
     }
 
-    void rms_norm(float* y, const float* x, const float* weight, int64_t n_rows, int dim, float eps) override {
-        for_rows(n_rows, dim, [&](int64_t i) { kernels_.rms_norm(y + i * dim, x + i * dim, weight, dim, eps); });
+    void linear(const LinearOut* out, int n_products, const LinearIn& in, int n) override {
+        const float* x = in.x;
+        if (in.norm) {
+            const int64_t dim = out->w.n_in;
+            for_rows(n, dim, [&](int64_t i) {
+                kernels_.rms_norm(in.normed + i * dim, in.x + i * dim, in.norm, static_cast<int>(dim), in.eps);
+            });
+            x = in.normed;
+        }
+        linear_.run(out, n_products, x, n);
     }
 
-    void linear(const LinearOut* out, int n_products, const float* x, int n) override {
-        linear_.run(out, n_products, x, n);
+    void linear_glu(const LinearOut& gate, const LinearOut& up, const LinearIn& in, int n) override {
+        const LinearOut both[] = {gate, up};
+        linear(both, 2, in, n);
+        constexpr int64_t piece = 4096;
+        const int64_t n_values = n * gate.w.n_out;
+        for_rows((n_values + piece - 1) / piece, piece, [&](int64_t i) {
+            const int64_t first = i * piece;
+            kernels_.silu_mul(gate.y + first, up.y + first, std::min(piece, n_values - first));
+        });
     }
 
     void rope_store(float* q, const float* k, const float* v, int n_head, const HeadNorm& norm, const KvView& kv,
@@ -164,14 +179,6 @@ class CpuOps final : public Ops {
 
     void key_similarity(float* similarity, const KvView& kv, int32_t seq, int32_t n_pos) override {
         observation_.key_similarity(similarity, kv, seq, n_pos);
-    }
-
-    void glu(float* gate, const float* up, int64_t n) override {
-        constexpr int64_t piece = 4096;
-        for_rows((n + piece - 1) / piece, piece, [&](int64_t i) {
-            const int64_t first = i * piece;
-            kernels_.silu_mul(gate + first, up + first, n - first < piece ? n - first : piece);
-        });
     }
 
    private:
