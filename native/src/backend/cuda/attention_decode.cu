@@ -15,27 +15,30 @@ constexpr size_t static_shared = 2048;  // at least what the kernels have beside
 constexpr float log2_e = 1.4426950408889634f;
 
 struct Kernel {
-    int head_dim;  // 0: the last resort, of at most max_dim
-    int n_query;   // of a unit
-    int max_dim;
+    int head_dim;       // at most, for the kernels of any head_dim
+    bool wide;          // rows of the cache are whole 16-byte words
+    int n_query;        // of a unit
     size_t warp_bytes;  // dynamic shared memory of a warp
     void (*body)(Args);
 };
 
-template <int head_dim, int n_set>
-constexpr Kernel on_tensor_cores = {head_dim, 8 * n_set, head_dim, decode::Ring<head_dim>::n_bytes,
-                                    decode::attend<head_dim, n_set>};
+template <int head_dim, int n_set, bool wide>
+constexpr Kernel on_tensor_cores = {head_dim, wide, 8 * n_set, decode::Ring<head_dim>::n_bytes,
+                                    decode::attend<head_dim, n_set, wide>};
 
-// Of the kernels that fit, the first that takes all queries of a set at once, else the last.
+// Those that take more queries at once come later.
 const Kernel kernels[] = {
-    on_tensor_cores<64, 1>,  on_tensor_cores<64, 2>,  on_tensor_cores<80, 1>,
-    on_tensor_cores<80, 2>,  on_tensor_cores<96, 1>,  on_tensor_cores<96, 2>,
-    on_tensor_cores<128, 1>, on_tensor_cores<128, 2>, on_tensor_cores<256, 1>,
+    on_tensor_cores<64, 1, true>,   on_tensor_cores<64, 2, true>,   on_tensor_cores<80, 1, true>,
+    on_tensor_cores<80, 2, true>,   on_tensor_cores<96, 1, true>,   on_tensor_cores<96, 2, true>,
+    on_tensor_cores<128, 1, true>,  on_tensor_cores<128, 2, true>,  on_tensor_cores<256, 1, true>,
+    on_tensor_cores<64, 1, false>,  on_tensor_cores<64, 2, false>,  on_tensor_cores<80, 1, false>,
+    on_tensor_cores<80, 2, false>,  on_tensor_cores<96, 1, false>,  on_tensor_cores<96, 2, false>,
+    on_tensor_cores<128, 1, false>, on_tensor_cores<128, 2, false>, on_tensor_cores<256, 1, false>,
 };
 const Kernel any_kernels[] = {
-    {0, 1, 64, 64 * sizeof(float), decode::attend_any<1>},
-    {0, 1, 256, 256 * sizeof(float), decode::attend_any<4>},
-    {0, 1, 1024, 1024 * sizeof(float), decode::attend_any<16>},
+    {64, false, 1, 64 * sizeof(float), decode::attend_any<1>},
+    {256, false, 1, 256 * sizeof(float), decode::attend_any<4>},
+    {max_head_dim, false, 1, max_head_dim * sizeof(float), decode::attend_any<16>},
 };
 
 int warps_that_fit(const Kernel& kernel, size_t shared_bytes) {
@@ -43,15 +46,16 @@ int warps_that_fit(const Kernel& kernel, size_t shared_bytes) {
     return static_cast<int>(std::min<size_t>(max_warps, room / kernel.warp_bytes));
 }
 
-const Kernel& kernel_for(int head_dim, int n_query, size_t shared_bytes) {
+// The smallest one that takes all queries of a set at once, else the largest.
+const Kernel& kernel_for(int head_dim, bool wide, int n_query, size_t shared_bytes) {
     const Kernel* found = nullptr;
     for (const Kernel& kernel : kernels) {
-        if (kernel.head_dim != head_dim || warps_that_fit(kernel, shared_bytes) == 0) continue;
+        if (kernel.head_dim != head_dim || kernel.wide != wide || warps_that_fit(kernel, shared_bytes) == 0) continue;
         if (!found || found->n_query < n_query) found = &kernel;
     }
     if (found) return *found;
     for (const Kernel& kernel : any_kernels) {
-        if (head_dim <= kernel.max_dim) return kernel;
+        if (head_dim <= kernel.head_dim) return kernel;
     }
     fail(FASA_ERROR_ARGUMENT, "attention: head_dim %d, of at most %d", head_dim, max_head_dim);
 }
@@ -106,10 +110,11 @@ void AttentionDecode::start(const Work& w) const {
              w.name, w.n, w.n_head, w.n_set, kv.n_head_kv, kv.head_dim, kv.n_dom);
     }
     const int group = w.n_head / w.n_set, n_query = w.n * group;
-    const Kernel& kernel = kernel_for(kv.head_dim, n_query, gpu_.shared_bytes);
+    const bool wide = kv.n_dom % 8 == 0 && kv.head_dim % 8 == 0 && is_aligned(kv.dom) && is_aligned(kv.rest);
+    const Kernel& kernel = kernel_for(kv.head_dim, wide, n_query, gpu_.shared_bytes);
 
     // As many blocks as run at once share the work. Short caches take small blocks, which fetch through more SMs.
-    const int n_unit = w.n_set * divide_up(n_query, kernel.n_query),
+    const int n_part = divide_up(n_query, kernel.n_query), n_unit = w.n_set * n_part,
               n_tiles = divide_up(std::max(w.n_pos_max, 1), n_tile);
     int n_warps = warps_that_fit(kernel, gpu_.shared_bytes);
     if (n_unit * divide_up(n_tiles, max_warps / 2) <= gpu_.n_sm) n_warps = std::min(n_warps, max_warps / 2);
@@ -121,16 +126,15 @@ void AttentionDecode::start(const Work& w) const {
                        .step = w.step,
                        .selection = w.selection,
                        .n_head = w.n_head,
-                       .n_set = w.n_set,
                        .group = group,
-                       .n_query = n_query,
+                       .sets_a_head = w.n_set / kv.n_head_kv,
+                       .n = w.n,
                        .n_unit_queries = kernel.n_query,
                        .scale = w.scale * log2_e,
-                       .wide = kv.n_dom % 8 == 0 && kv.head_dim % 8 == 0 && is_aligned(kv.dom) && is_aligned(kv.rest),
                        .scratch = scratch_};
     const size_t weights = static_cast<size_t>(n_split) * max_queries * sizeof(float);
     launch({.name = w.name,
-            .grid = dim3(static_cast<unsigned>(n_split), static_cast<unsigned>(n_unit)),
+            .grid = dim3(static_cast<unsigned>(n_split), static_cast<unsigned>(n_part), static_cast<unsigned>(w.n_set)),
             .block = dim3(static_cast<unsigned>(n_warps) * 32),
             .shared_bytes = std::max(static_cast<size_t>(n_warps) * kernel.warp_bytes, weights),
             .stream = w.stream,

@@ -1,6 +1,7 @@
 // What the kernels of decode's attention share: how work is dealt out, and how softmax states become one.
 //
-// Work is (unit, tile of positions): grid.y are the units, the warps of all grid.x blocks take a unit's tiles in turn.
+// Work is (unit, tile of positions): the warps of all grid.x blocks take a unit's tiles in turn; grid.z are the sets of
+// query heads that see the same positions, grid.y the units of a set.
 #pragma once
 
 #include "backend/cuda/attention_decode.h"
@@ -20,12 +21,12 @@ struct Args {
     KvView kv;
     const Step* step;
     Selection selection;  // without positions: everything up to a row's own position
-    int n_head, n_set;    // without selection, sets are the KV heads
-    int group;            // query heads of a set
-    int n_query;          // of a set: rows x group
-    int n_unit_queries;   // at most this many of them are a unit
-    float scale;          // of scores, and to units of log2
-    bool wide;            // rows of the cache are whole 16-byte words
+    int n_head;
+    int group;           // query heads of a set
+    int sets_a_head;     // of a KV head
+    int n;               // rows
+    int n_unit_queries;  // at most this many of a set's rows x group queries are a unit
+    float scale;         // of scores, and to units of log2
     AttentionDecode::Scratch scratch;
 };
 
@@ -39,30 +40,32 @@ struct Unit {
     const int32_t* list;  // the positions; nullptr: 0 .. n_pos - 1
 };
 
+// The row of a set's i-th query.
+__device__ inline int row_of(const Args& a, int i) { return a.n == 1 ? 0 : i / a.group; }
+
 __device__ inline Unit unit_of(const Args& a) {
-    const int n_part = (a.n_query + a.n_unit_queries - 1) / a.n_unit_queries, index = blockIdx.y;
     Unit u;
-    u.set = index / n_part;
-    u.first = index % n_part * a.n_unit_queries;
-    u.n = min(a.n_unit_queries, a.n_query - u.first);
+    u.set = blockIdx.z;
+    u.first = blockIdx.y * a.n_unit_queries;
+    u.n = min(a.n_unit_queries, a.n * a.group - u.first);
     const Step step = *a.step;
     u.pos0 = step.pos0;
-    const int head_kv = static_cast<int>(int64_t{u.set} * a.kv.n_head_kv / a.n_set);
+    const int head_kv = a.sets_a_head == 1 ? u.set : u.set / a.sets_a_head;
     u.row = (int64_t{step.seq} * a.kv.n_head_kv + head_kv) * a.kv.n_ctx;
     if (a.selection.positions) {
         u.list = a.selection.positions + int64_t{u.set} * a.selection.capacity;
         u.n_pos = u.n_pos_all = min(a.selection.count[u.set], a.selection.capacity);
     } else {
         u.list = nullptr;
-        u.n_pos = u.pos0 + (u.first + u.n - 1) / a.group + 1;
-        u.n_pos_all = u.pos0 + u.first / a.group + 1;
+        u.n_pos = u.pos0 + row_of(a, u.first + u.n - 1) + 1;
+        u.n_pos_all = u.pos0 + row_of(a, u.first) + 1;
     }
     return u;
 }
 
 // Positions that a query of the unit sees.
 __device__ inline int32_t visible(const Args& a, const Unit& u, int query) {
-    return u.list ? u.n_pos : u.pos0 + (u.first + query) / a.group + 1;
+    return u.list ? u.n_pos : u.pos0 + row_of(a, u.first + query) + 1;
 }
 
 // The j-th position. May be asked for before the number of positions is known.
@@ -73,7 +76,7 @@ __device__ inline int32_t position(const Args& a, const Unit& u, int j) {
 
 // Where a query's head lies in q and y.
 __device__ inline int64_t offset(const Args& a, const Unit& u, int query) {
-    const int i = u.first + query, row = i / a.group, head = u.set * a.group + i % a.group;
+    const int i = u.first + query, row = row_of(a, i), head = u.set * a.group + i - row * a.group;
     return (int64_t{row} * a.n_head + head) * a.kv.head_dim;
 }
 
@@ -91,8 +94,10 @@ __device__ inline float finite_top(float top) { return top == -INFINITY ? 0.0f :
 __device__ inline SoftmaxState merge(const SoftmaxState* state, int n, int stride, float* weight) {
     const int lane = threadIdx.x % 32;
     float top = -INFINITY, sum = 0;
+#pragma unroll 4
     for (int i = lane; i < n; i += 32) top = fmaxf(top, state[i * stride].top);
     for (int step = 16; step > 0; step /= 2) top = fmaxf(top, __shfl_xor_sync(all_lanes, top, step));
+#pragma unroll 1
     for (int i = lane; i < n; i += 32) {
         const SoftmaxState part = state[i * stride];
         const float w = exp2f(part.top - finite_top(top));
@@ -113,15 +118,25 @@ struct alignas(4 * width) Floats {
 template <int width, class Store>
 __device__ void weigh(const float* values, int64_t stride, int query_stride, const float* weight, int n, int n_query,
                       int head_dim, Store store) {
+    constexpr int n_ahead = 8;  // loads that wait for memory together
     const int per_query = head_dim / width;
     for (int item = threadIdx.x; item < n_query * per_query; item += blockDim.x) {
         const int query = item / per_query, d = item % per_query * width;
         const float* from = values + int64_t{query} * query_stride + d;
         Floats<width> sum = {};
-#pragma unroll 8
-        for (int i = 0; i < n; ++i) {
-            const Floats<width> part = *reinterpret_cast<const Floats<width>*>(from + i * stride);
-            for (int k = 0; k < width; ++k) sum.v[k] = fmaf(weight[i * max_queries + query], part.v[k], sum.v[k]);
+#pragma unroll 1
+        for (int first = 0; first < n; first += n_ahead) {
+            Floats<width> part[n_ahead];
+#pragma unroll
+            for (int i = 0; i < n_ahead; ++i) {
+                if (first + i < n) part[i] = *reinterpret_cast<const Floats<width>*>(from + (first + i) * stride);
+            }
+#pragma unroll
+            for (int i = 0; i < n_ahead; ++i) {
+                if (first + i >= n) continue;
+                const float w = weight[(first + i) * max_queries + query];
+                for (int k = 0; k < width; ++k) sum.v[k] = fmaf(w, part[i].v[k], sum.v[k]);
+            }
         }
         store(query, d, sum);
     }
@@ -135,8 +150,10 @@ __device__ inline bool is_last(unsigned* counter, int n) {
     if (threadIdx.x == 0) {
         __threadfence();
         last = atomicAdd(counter, 1u) == static_cast<unsigned>(n - 1);
-        if (last) *counter = 0;
-        __threadfence();
+        if (last) {
+            *counter = 0;
+            __threadfence();
+        }
     }
     return __syncthreads_or(last);
 }
@@ -145,44 +162,44 @@ __device__ inline bool is_last(unsigned* counter, int n) {
 // [warps][max_queries] and values [warps][query][head_dim] with strides, both in shared memory; `shared`, the block's
 // dynamic memory, may hold the values and has room for gridDim.x * max_queries floats.
 template <int width>
-__device__ void finish(const Args& a, const Unit& u, int n_block, const SoftmaxState* state, const float* values,
-                       int64_t warp_stride, int query_stride, uint8_t* shared) {
+__device__ void finish(const Args& a, const Unit& u, int head_dim, int n_block, const SoftmaxState* state,
+                       const float* values, int64_t warp_stride, int query_stride, uint8_t* shared) {
     __shared__ float warp_weight[max_warps * max_queries];
     __shared__ SoftmaxState whole[max_queries];
-    const int warp = threadIdx.x / 32, n_warps = blockDim.x / 32, head_dim = a.kv.head_dim;
+    const int thread = threadIdx.x, n_warps = blockDim.x / 32;
     const auto merge_all = [&](const SoftmaxState* states, int n, float* weight) {
-        for (int query = warp; query < u.n; query += n_warps) {
+        for (int query = thread / 32; query < u.n; query += n_warps) {
             const SoftmaxState merged = merge(states + query, n, max_queries, weight + query);
-            if (threadIdx.x % 32 == 0) whole[query] = merged;
+            if (thread % 32 == 0) whole[query] = merged;
         }
         __syncthreads();
     };
     // Here y is complete, 32 / width threads in a row having 32 values in a row: the place to quantise them.
     const auto store_y = [&](int query, int d, Floats<width> sum) {
-        for (int k = 0; k < width; ++k) sum.v[k] /= whole[query].sum;
+        const float share = 1.0f / whole[query].sum;
+        for (float& v : sum.v) v *= share;
         *reinterpret_cast<Floats<width>*>(a.y + offset(a, u, query) + d) = sum;
     };
+    const int64_t block_stride = int64_t{max_queries} * head_dim;
+    const int unit = blockIdx.z * gridDim.y + blockIdx.y, first_block = unit * gridDim.x;
+    float* of_blocks = a.scratch.values + first_block * block_stride;
+    SoftmaxState* state_of_blocks = a.scratch.state + first_block * max_queries;
 
     __syncthreads();
     merge_all(state, n_warps, warp_weight);
-    if (n_block == 1) {
-        weigh<width>(values, warp_stride, query_stride, warp_weight, n_warps, u.n, head_dim, store_y);
-        return;
-    }
-    const int64_t block_stride = int64_t{max_queries} * head_dim, first_block = int64_t{blockIdx.y} * gridDim.x;
-    float* own = a.scratch.values + (first_block + blockIdx.x) * block_stride;
     weigh<width>(values, warp_stride, query_stride, warp_weight, n_warps, u.n, head_dim,
                  [&](int query, int d, const Floats<width>& sum) {
-                     *reinterpret_cast<Floats<width>*>(own + int64_t{query} * head_dim + d) = sum;
+                     if (n_block == 1) return store_y(query, d, sum);
+                     float* to = of_blocks + blockIdx.x * block_stride + query * head_dim + d;
+                     *reinterpret_cast<Floats<width>*>(to) = sum;
                  });
-    const int thread = static_cast<int>(threadIdx.x);
-    if (thread < u.n) a.scratch.state[(first_block + blockIdx.x) * max_queries + thread] = whole[thread];
-    if (!is_last(a.scratch.counter + blockIdx.y, n_block)) return;
+    if (n_block == 1) return;
+    if (thread < u.n) state_of_blocks[blockIdx.x * max_queries + thread] = whole[thread];
+    if (!is_last(a.scratch.counter + unit, n_block)) return;
 
     float* weight = reinterpret_cast<float*>(shared);
-    merge_all(a.scratch.state + first_block * max_queries, n_block, weight);
-    weigh<width>(a.scratch.values + first_block * block_stride, block_stride, head_dim, weight, n_block, u.n, head_dim,
-                 store_y);
+    merge_all(state_of_blocks, n_block, weight);
+    weigh<width>(of_blocks, block_stride, head_dim, weight, n_block, u.n, head_dim, store_y);
 }
 
 }  // namespace fasa::cuda::decode

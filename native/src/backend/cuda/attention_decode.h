@@ -13,7 +13,7 @@ namespace fasa::cuda {
 
 // A softmax that is not finished, of scores in units of log2: sum of 2^(score - top) over some positions. Their values
 // are summed with the same weights, beside it.
-struct SoftmaxState {
+struct alignas(8) SoftmaxState {
     float top, sum;
 };
 

@@ -98,7 +98,7 @@ __global__ void __launch_bounds__(max_warps * 32, 1) attend_any(const Args a) {
     ptx::start_next();
     float* values = reinterpret_cast<float*>(shared);
     query.write(state + warp * max_queries, values + warp * a.kv.head_dim);
-    finish<2>(a, u, n_block, state, values, a.kv.head_dim, 0, shared);
+    finish<2>(a, u, a.kv.head_dim, n_block, state, values, a.kv.head_dim, 0, shared);
 }
 
 }  // namespace fasa::cuda::decode

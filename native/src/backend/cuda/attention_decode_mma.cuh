@@ -19,8 +19,8 @@ struct Ring {
     static constexpr size_t n_bytes = size_t{n_stages} * tile_bytes;
 };
 
-// Brings a warp's tiles, first, first + stride, ..., into its ring.
-template <int head_dim>
+// Brings a warp's tiles, first, first + stride, ..., into its ring. wide: rows of the cache are whole 16-byte words.
+template <int head_dim, bool wide>
 class Feed {
    public:
     __device__ Feed(const Args& a, const Unit& u, uint8_t* ring, int first, int stride)
@@ -47,7 +47,11 @@ class Feed {
         const int n_valid = unit_.n_pos - next_ * n_tile;
         if (n_valid > 0) {
             uint8_t* to = ring_ + slot_ * Ring<head_dim>::tile_bytes;
-            args_.wide ? copy_wide(to, n_valid) : copy_narrow(to, n_valid);
+            if constexpr (wide) {
+                copy_wide(to, n_valid);
+            } else {
+                copy_narrow(to, n_valid);
+            }
             slot_ = slot_ + 1 == Ring<head_dim>::n_stages ? 0 : slot_ + 1;
             next_ += stride_;
             look_up();
@@ -79,20 +83,28 @@ class Feed {
 
     // For rows that are not aligned: n_dom is even, so they consist of 4-byte words.
     __device__ void copy_narrow(uint8_t* to, int n_valid) {
+        constexpr int n_words = (head_dim + 31) / 32, n_rows = n_words < 5 ? 4 : 2;  // read together
         const int lane = threadIdx.x % 32, n_dom = args_.kv.n_dom / 2, n_rest = head_dim - n_dom;
         const auto* dom = reinterpret_cast<const uint32_t*>(args_.kv.dom) + unit_.row * n_dom;
         const auto* rest = reinterpret_cast<const uint32_t*>(args_.kv.rest) + unit_.row * n_rest;
-#pragma unroll 4
-        for (int row = 0; row < n_tile; ++row) {
-            const int64_t pos = __shfl_sync(all_lanes, position_, row);
-            auto* words = reinterpret_cast<uint32_t*>(to + row * Ring<head_dim>::row_bytes);
+#pragma unroll 1
+        for (int first = 0; first < n_tile; first += n_rows) {
+            uint32_t word[n_rows][n_words] = {};
 #pragma unroll
-            for (int i = 0; i < (head_dim + 31) / 32; ++i) {
-                const int at = lane + 32 * i;
-                if (at >= head_dim) break;
-                uint32_t word = 0;
-                if (row < n_valid) word = at < n_dom ? dom[pos * n_dom + at] : rest[pos * n_rest + at - n_dom];
-                words[at] = word;
+            for (int i = 0; i < n_rows; ++i) {
+                const int64_t pos = __shfl_sync(all_lanes, position_, first + i);
+                const uint32_t *in_dom = dom + pos * n_dom, *in_rest = rest + pos * n_rest - n_dom;
+#pragma unroll
+                for (int k = 0; k < n_words; ++k) {
+                    const int at = lane + 32 * k;
+                    if (first + i < n_valid && at < head_dim) word[i][k] = at < n_dom ? in_dom[at] : in_rest[at];
+                }
+            }
+#pragma unroll
+            for (int i = 0; i < n_rows * n_words; ++i) {
+                const int at = lane + i % n_words * 32;
+                uint8_t* row = to + (first + i / n_words) * Ring<head_dim>::row_bytes;
+                if (at < head_dim) reinterpret_cast<uint32_t*>(row)[at] = word[i / n_words][i % n_words];
             }
         }
     }
@@ -121,13 +133,6 @@ __device__ inline void split(float2 x, uint32_t& high, uint32_t& low) {
     low = bits(__float22half2_rn({x.x - back.x, x.y - back.y}));
 }
 
-// A power of two that brings numbers of this magnitude into the range of halves: to at most 1.
-__device__ inline float normaliser(float magnitude) {
-    int exponent = 0;
-    if (magnitude > 0 && magnitude < INFINITY) frexpf(magnitude, &exponent);
-    return ldexpf(1.0f, max(exponent, -100) * -1);
-}
-
 // 8 queries of a unit with their unfinished softmax. A thread has query lane / 4, of it the dims and positions that
 // matrix instructions give it: 2 * (lane % 4) + {0, 1} of every 8.
 template <int head_dim>
@@ -147,13 +152,15 @@ class Queries {
         }
         magnitude = fmaxf(magnitude, __shfl_xor_sync(all_lanes, magnitude, 1));
         magnitude = fmaxf(magnitude, __shfl_xor_sync(all_lanes, magnitude, 2));
-        const float small = normaliser(magnitude);
+        // A power of two brings the numbers into the range of halves, to below 2.
+        const unsigned exponent = min(max(__float_as_uint(magnitude) >> 23, 27u), 253u);
+        const float small = __uint_as_float((254 - exponent) << 23);
 #pragma unroll
         for (int i = 0; i < head_dim / 8; ++i) {
             uint32_t* at = &q_[i / 2][i % 2 * 2];
             split({x[i].x * small, x[i].y * small}, at[0], at[1]);
         }
-        scale_ = a.scale / small;
+        scale_ = a.scale * __uint_as_float(exponent << 23);
         n_visible_ = is_query ? visible(a, u, query) : u.n_pos;
     }
 
@@ -224,7 +231,7 @@ class Queries {
 };
 
 // n_set sets of 8 queries are a unit.
-template <int head_dim, int n_set>
+template <int head_dim, int n_set, bool wide>
 __global__ void __launch_bounds__(max_warps * 32, 1) attend(const Args a) {
     constexpr int stages = Ring<head_dim>::n_stages, row_bytes = Ring<head_dim>::row_bytes;
     FASA_DYNAMIC_SHARED(shared);
@@ -234,18 +241,21 @@ __global__ void __launch_bounds__(max_warps * 32, 1) attend(const Args a) {
     const Unit u = unit_of(a);
     const int first = blockIdx.x * n_warps + warp, stride = gridDim.x * n_warps;
     uint8_t* ring = shared + warp * Ring<head_dim>::n_bytes;
-    Feed<head_dim> feed(a, u, ring, first, stride);
+    Feed<head_dim, wide> feed(a, u, ring, first, stride);
     const int n_block = n_busy(u);
     if (static_cast<int>(blockIdx.x) >= n_block) return;
 
-    // Positions below pos0 were there before this step.
-    int ahead = 0;
-    for (; ahead < stages - 1 && (u.list || feed.next_is_below(u.pos0)); ++ahead) feed.copy_next();
+#pragma unroll 1
+    for (int i = 0; i < stages - 1; ++i) {
+        // Positions below pos0 were there before this step.
+        if (!u.list && !feed.next_is_below(u.pos0)) ptx::wait_for_previous();
+        feed.copy_next();
+    }
     ptx::start_next();
     ptx::wait_for_previous();
-    for (; ahead < stages - 1; ++ahead) feed.copy_next();
 
     Queries<head_dim> queries[n_set];
+#pragma unroll
     for (int i = 0; i < n_set; ++i) queries[i].load(a, u, 8 * i);
     // Rows that this lane names in matrix loads: of keys as they lie, of values to be transposed.
     const int key_at = (lane / 16 * 8 + lane % 8) * row_bytes + lane / 8 % 2 * 16;
@@ -263,15 +273,18 @@ __global__ void __launch_bounds__(max_warps * 32, 1) attend(const Args a) {
         for (int step = 0; step < head_dim / 16; ++step) {
             uint32_t keys[4];
             ptx::load_matrix(keys, rows + key_at + 32 * step);
+#pragma unroll
             for (int i = 0; i < n_set; ++i) queries[i].add_scores(product[i], keys, step);
         }
         const bool all_visible = (tile + 1) * n_tile <= u.n_pos_all;
         uint32_t weights[n_set][4];
+#pragma unroll
         for (int i = 0; i < n_set; ++i) queries[i].soften(weights[i], product[i], tile * n_tile, all_visible);
 #pragma unroll
         for (int step = 0; step < head_dim / 16; ++step) {
             uint32_t values[4];
             ptx::load_matrix_transposed(values, rows + value_at + 32 * step);
+#pragma unroll
             for (int i = 0; i < n_set; ++i) queries[i].add_values(weights[i], values, step);
         }
     }
@@ -280,11 +293,12 @@ __global__ void __launch_bounds__(max_warps * 32, 1) attend(const Args a) {
     // The ring of each warp becomes the place of its sums.
     constexpr int query_stride = head_dim + 8;  // whose rows do not meet in the same banks
     static_assert(8 * n_set * query_stride * sizeof(float) <= Ring<head_dim>::n_bytes);
+#pragma unroll
     for (int i = 0; i < n_set; ++i) {
         queries[i].write(state + warp * max_queries + 8 * i, reinterpret_cast<float*>(ring) + 8 * i * query_stride,
                          query_stride);
     }
-    finish<4>(a, u, n_block, state, reinterpret_cast<const float*>(shared),
+    finish<4>(a, u, head_dim, n_block, state, reinterpret_cast<const float*>(shared),
               static_cast<int64_t>(Ring<head_dim>::n_bytes / sizeof(float)), query_stride, shared);
 }
 
