@@ -120,6 +120,32 @@ struct Lab {
     }
 };
 
+// What launch() starts, captured once.
+class Graph {
+   public:
+    template <class F>
+    explicit Graph(F&& launch) {
+        cuda::check(cudaStreamCreate(&stream_), "stream");
+        cuda::check(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal), "capture");
+        launch(stream_);
+        cudaGraph_t graph = nullptr;
+        cuda::check(cudaStreamEndCapture(stream_, &graph), "capture");
+        cuda::check(cudaGraphInstantiate(&exec_, graph, 0), "graph");
+        cuda::check(cudaGraphDestroy(graph), "graph");
+    }
+    ~Graph() {
+        cudaGraphExecDestroy(exec_);
+        cudaStreamDestroy(stream_);
+    }
+    Graph(const Graph&) = delete;
+    Graph& operator=(const Graph&) = delete;
+    void replay() { cuda::check(cudaGraphLaunch(exec_, stream_), "replay"); }
+
+   private:
+    cudaStream_t stream_ = nullptr;
+    cudaGraphExec_t exec_ = nullptr;
+};
+
 }  // namespace
 
 TEST(cuda_scores_of_dominant_dims) {
@@ -191,17 +217,21 @@ TEST(cuda_scores_count_for_topk) {
         DeviceArray<uint8_t> memory(measure.used());
         memory.set(std::vector<uint8_t>(memory.size(), 0xab));
         Arena arena(memory.data());
-        const cuda::RankScratch scratch = cuda::RankScratch::take(arena, 2, 9500);
-        scratch.clear(2, nullptr);
+        const cuda::CountFor count_for{{256, 4, 32}, cuda::RankScratch::take(arena, 2, 9500)};
+        count_for.scratch.clear(2, nullptr);
         DeviceArray<int32_t> positions(2 * 256), count(2);
         Selection selection{positions.data(), count.data(), 2, 256};
+        const cuda::Past past = lab.past(1, true);
+        const bool whole = whole_key;
+        Graph graph([&](cudaStream_t stream) {
+            cuda::token_scores(lab.scores.data(), lab.queries(), lab.view(), past, whole, &count_for, stream);
+            cuda::topk(selection, lab.scores.data(), 9500, past, count_for.budget, count_for.scratch, true, stream);
+        });
         Team team(1);
         cpu::TopK topk(team, {1, 1, 4, 2, head_dim, 9500});
         for (const int32_t n_pos : {100, 9500, 4097, 9500}) {
-            const cuda::CountFor count_for{{256, 4, 32}, scratch};
-            const cuda::Past past = lab.past(n_pos, true);
-            cuda::token_scores(lab.scores.data(), lab.queries(), lab.view(), past, whole_key, &count_for, nullptr);
-            cuda::topk(selection, lab.scores.data(), 9500, past, count_for.budget, scratch, true, nullptr);
+            lab.past(n_pos, true);
+            graph.replay();
             std::vector<int32_t> expected(2 * 256), n_expected(2);
             Selection wanted{expected.data(), n_expected.data(), 2, 256};
             topk.run(lab.scores.host().data(), n_pos, 256, 4, 32, wanted);
