@@ -29,12 +29,18 @@ struct PrefillShape {
     static_assert(prefill_chunk % n_keys == 0 && n_slots >= 2);
 };
 
+template <class S>
+__device__ __forceinline__ int head_dim_of(const PrefillArgs& args) {
+    return S::aligned ? S::dims : args.kv.head_dim;
+}
+
 // What a warp works on: element [i][j] of a fragment [16][8] is in lane 4 (i % 8) + j / 2.
 template <class S>
 struct PrefillWarp {
     static constexpr int score_tiles = S::n_keys / 8, value_tiles = S::dims / 8, n_halves = 2 * S::row_tiles;
 
     float scores[S::row_tiles][score_tiles][4];
+    uint32_t weights[S::row_tiles][score_tiles][2];  // pairs of halves
     float values[S::row_tiles][value_tiles][4];
     // Of the rows that this thread has numbers of: i / 2 is the tile, i % 2 its upper or lower half. Sums are over this
     // thread's keys.
@@ -58,8 +64,8 @@ struct PrefillWarp {
         const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
         return (warp * S::row_tiles + i / 2) * 16 + i % 2 * 8 + lane / 4;
     }
-    // The first of the two keys or dims that this thread has of tile n.
-    static __device__ __forceinline__ int column_of(int n) { return n * 8 + static_cast<int>(threadIdx.x) % 4 * 2; }
+    // The first of the two keys or dims that this thread has of tile 0; those of tile n are 8 n further.
+    static __device__ __forceinline__ int column() { return static_cast<int>(threadIdx.x) % 4 * 2; }
 };
 
 // scores = queries keysᵀ
@@ -103,12 +109,12 @@ template <class S>
 __device__ __forceinline__ void hide_keys(PrefillWarp<S>& w, const PrefillRows& rows, int32_t first, int32_t end) {
 #pragma unroll
     for (int i = 0; i < w.n_halves; ++i) {
-        const int32_t n_visible = min(end, rows.n_visible(rows.first + w.row_of(i))) - first;
+        const int32_t n_visible = min(end, rows.n_visible(rows.first + w.row_of(i))) - first - w.column();
 #pragma unroll
         for (int n = 0; n < w.score_tiles; ++n) {
 #pragma unroll
             for (int j = 0; j < 2; ++j) {
-                if (w.column_of(n) + j >= n_visible) w.scores[i / 2][n][i % 2 * 2 + j] = -INFINITY;
+                if (n * 8 + j >= n_visible) w.scores[i / 2][n][i % 2 * 2 + j] = -INFINITY;
             }
         }
     }
@@ -149,12 +155,11 @@ __device__ __forceinline__ void weigh(PrefillWarp<S>& w, float scale) {
         const float off = subtrahend(base[i]);
 #pragma unroll
         for (int n = 0; n < w.score_tiles; ++n) {
-#pragma unroll
-            for (int j = 0; j < 2; ++j) {
-                float& score = w.scores[i / 2][n][i % 2 * 2 + j];
-                score = exp2f(fmaf(score, scale, -off));
-                w.stats[i].sum += score;
-            }
+            const float* score = &w.scores[i / 2][n][i % 2 * 2];
+            const float x = exp2f(fmaf(score[0], scale, -off)), y = exp2f(fmaf(score[1], scale, -off));
+            w.stats[i].sum += x;
+            w.stats[i].sum += y;
+            w.weights[i / 2][n][i % 2] = half_pair(x, y);
         }
     }
 }
@@ -171,10 +176,7 @@ __device__ __forceinline__ void multiply_values(PrefillWarp<S>& w, const uint8_t
 #pragma unroll
         for (int m = 0; m < S::row_tiles; ++m) {
 #pragma unroll
-            for (int i = 0; i < 4; ++i) {
-                const float* weights = &w.scores[m][2 * k + i / 2][i % 2 * 2];
-                a[m][i] = half_pair(weights[0], weights[1]);
-            }
+            for (int i = 0; i < 4; ++i) a[m][i] = w.weights[m][2 * k + i / 2][i % 2];
         }
 #pragma unroll
         for (int n = 0; n < w.value_tiles; n += 2) {
@@ -199,12 +201,12 @@ __device__ __forceinline__ void add_infinite(PrefillWarp<S>& w, const KvHead& ca
     for (int i = 0; i < w.n_halves; ++i) n_visible[i] = rows.n_visible(rows.first + w.row_of(i));
 #pragma unroll 1
     for (int32_t pos = first; pos < min(end, first + S::n_keys); ++pos) {
+        const CachePlace place = cache_place<true>(cache, w.column());
+        const uint16_t* row = place.at + int64_t{pos} * place.stride;
 #pragma unroll
         for (int n = 0; n < w.value_tiles; ++n) {
-            if (w.column_of(n) >= cache.head_dim) continue;
-            const CachePlace place = cache_place<true>(cache, w.column_of(n));
-            const __half2 pair = *reinterpret_cast<const __half2*>(place.at + int64_t{pos} * place.stride);
-            const float2 x = __half22float2(pair);
+            if (w.column() + n * 8 >= cache.head_dim) continue;
+            const float2 x = __half22float2(*reinterpret_cast<const __half2*>(row + n * 8));
 #pragma unroll
             for (int i = 0; i < w.n_halves; ++i) {
                 float* sums = &w.values[i / 2][n][i % 2 * 2];
@@ -222,8 +224,8 @@ __device__ __forceinline__ void put_values(PrefillWarp<S>& w, int i, int n_first
     if (merge) {
 #pragma unroll
         for (int n = n_first; n < n_end; ++n) {
-            if (w.column_of(n) >= head_dim) continue;
-            const float2 x = to[w.column_of(n) / 2];
+            if (w.column() + n * 8 >= head_dim) continue;
+            const float2 x = to[n * 4];
             float* sums = &w.values[i / 2][n][i % 2 * 2];
             sums[0] = merge_values(weights, x.x, sums[0]);
             sums[1] = merge_values(weights, x.y, sums[1]);
@@ -232,9 +234,9 @@ __device__ __forceinline__ void put_values(PrefillWarp<S>& w, int i, int n_first
     if (!store) return;
 #pragma unroll
     for (int n = n_first; n < n_end; ++n) {
-        if (w.column_of(n) >= head_dim) continue;
+        if (w.column() + n * 8 >= head_dim) continue;
         const float* sums = &w.values[i / 2][n][i % 2 * 2];
-        to[w.column_of(n) / 2] = {sums[0] * factor, sums[1] * factor};
+        to[n * 4] = {sums[0] * factor, sums[1] * factor};
     }
 }
 
@@ -245,7 +247,7 @@ __device__ __forceinline__ void put(PrefillWarp<S>& w, const PrefillArgs& args, 
                                     bool finish) {
     constexpr int n_at_once = 16;  // reads under way, for which there are registers
     const int64_t part = part_offset(args);
-    const int head_dim = S::aligned ? S::dims : args.kv.head_dim;
+    const int head_dim = head_dim_of<S>(args);
 #pragma unroll
     for (int i = 0; i < w.n_halves; ++i) {
         SoftmaxStats now = w.stats[i];
@@ -261,7 +263,7 @@ __device__ __forceinline__ void put(PrefillWarp<S>& w, const PrefillArgs& args, 
         }
         __syncwarp();  // four lanes have read what one of them writes
         if (is_row && !finish && threadIdx.x % 4 == 0) args.stats[place] = {now.base, now.sum};
-        float2* to = reinterpret_cast<float2*>(args.values + place * head_dim);
+        float2* to = reinterpret_cast<float2*>(args.values + place * head_dim + w.column());
         const float factor = finish ? inverse_of(now.sum) : 1.0f;
 #pragma unroll
         for (int n = 0; n < w.value_tiles; n += n_at_once) {
@@ -271,40 +273,40 @@ __device__ __forceinline__ void put(PrefillWarp<S>& w, const PrefillArgs& args, 
     }
 }
 
-// The ring of tiles: the keys of a tile, then its values, then those of the next tile.
+// The ring of tiles: the keys of n_keys positions, then their values, then the keys of the next n_keys positions.
 template <class S>
 struct PrefillRing {
     uint8_t* slots;
     KvHead cache;
-    PrefillKeys range;
+    int32_t end;                   // of the positions
     int current = S::n_slots - 1;  // slot of the tile that is being worked on
 
     __device__ __forceinline__ uint8_t* slot(int i) const { return slots + i * S::slot_bytes; }
 
-    // Starts the copy of the i-th keys (i even) or values.
+    // Starts the copy of the keys or values from position first on.
     template <bool is_values>
-    __device__ __forceinline__ void start(int i, int slot_number) const {
-        const int32_t first = range.first + i / 2 * S::n_keys;
-        if (first < range.end) {
-            copy_tile<S::dims, S::n_keys, S::n_threads, S::aligned, is_values>(slot(slot_number), cache, first,
-                                                                               range.end);
+    __device__ __forceinline__ void start(int32_t first, int to) const {
+        if (first < end) {
+            copy_tile<S::dims, S::n_keys, S::n_threads, S::aligned, is_values>(slot(to), cache, first, end);
         }
         ptx::copy_async_commit();
     }
-    __device__ __forceinline__ void fill() const {
+    __device__ __forceinline__ void fill(int32_t first) const {
 #pragma unroll
         for (int i = 0; i < S::n_slots - 1; ++i) {
-            i % 2 == 0 ? start<false>(i, i) : start<true>(i, i);
+            i % 2 == 0 ? start<false>(first + i / 2 * S::n_keys, i) : start<true>(first + i / 2 * S::n_keys, i);
         }
     }
-    // Waits for the i-th tile and starts the copy of a later one to the slot of the one before.
+    // Waits for the keys or values from position first on, and starts the copy of the tile n_slots - 1 further, into
+    // the slot of the one before.
     template <bool is_values>
-    __device__ __forceinline__ uint8_t* next(int i) {
+    __device__ __forceinline__ uint8_t* next(int32_t first) {
+        constexpr int ahead = (S::n_slots - (is_values ? 0 : 1)) / 2;
         ptx::copy_async_wait<S::n_slots - 2>();
         __syncthreads();
         const int free = current;
         current = current + 1 == S::n_slots ? 0 : current + 1;
-        start<is_values == (S::n_slots % 2 != 0)>(i + S::n_slots - 1, free);
+        start<is_values == (S::n_slots % 2 != 0)>(first + ahead * S::n_keys, free);
         return slot(current);
     }
 };
@@ -316,9 +318,10 @@ __global__ void __launch_bounds__(S::n_threads, S::n_blocks) attend_prefill_mma(
     const PrefillKeys range = keys_of_block(args, rows);
     if (nothing_to_do(args, range)) return;
 
-    PrefillRing<S> ring = {shared + S::query_bytes, cache_of(args, args.step->seq, static_cast<int>(blockIdx.y)),
-                           range};
-    ring.fill();
+    PrefillRing<S> ring = {shared + S::query_bytes,
+                           cache_of(args, args.step->seq, static_cast<int>(blockIdx.y), head_dim_of<S>(args)),
+                           range.end};
+    ring.fill(range.first);
     if constexpr (S::aligned) {
         load_query_chunks<S::dims, S::n_rows, S::n_threads>(shared, args.q, rows);
     } else {
@@ -328,16 +331,15 @@ __global__ void __launch_bounds__(S::n_threads, S::n_blocks) attend_prefill_mma(
     PrefillWarp<S> w;
     // Positions below this are seen by all rows. The shuffle changes nothing but keeps the division out of the loop.
     const int32_t common = __shfl_sync(0xffffffffu, min(range.end, rows.n_visible(rows.first)), 0);
-    int32_t first = range.first;
-    for (int i = 0;;) {
+    for (int32_t first = range.first;;) {
         w.reset();
         const int32_t end = min(range.end, (first / prefill_chunk + 1) * prefill_chunk);
-        for (; first < end; first += S::n_keys, i += 2) {
+        for (; first < end; first += S::n_keys) {
             const bool partial = first + S::n_keys > common;
-            multiply_keys(w, shared, ring.template next<false>(i));
+            multiply_keys(w, shared, ring.template next<false>(first));
             if (partial) hide_keys(w, rows, first, range.end);
             weigh(w, args.scale);
-            uint8_t* values = ring.template next<true>(i + 1);
+            uint8_t* values = ring.template next<true>(first);
             const bool infinite =
                 partial && __syncthreads_or(drop_infinite<S::dims, S::n_keys, S::n_threads>(values)) != 0;
             multiply_values(w, values);

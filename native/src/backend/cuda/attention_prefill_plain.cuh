@@ -107,7 +107,7 @@ __global__ void __launch_bounds__(32 * plain_warps) attend_prefill_plain(const P
     const PrefillKeys range = keys_of_block(args, rows);
     if (nothing_to_do(args, range)) return;
 
-    const KvHead cache = cache_of(args, args.step->seq, static_cast<int>(blockIdx.y));
+    const KvHead cache = cache_of(args, args.step->seq, static_cast<int>(blockIdx.y), args.kv.head_dim);
     const int64_t place = rows.place(rows.first);
     PlainRow row;
     const auto* q = reinterpret_cast<const float2*>(args.q + place * args.kv.head_dim);

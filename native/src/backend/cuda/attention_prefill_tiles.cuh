@@ -32,11 +32,11 @@ struct TileLayout {
     }
 };
 
-// The planes of one KV head, from position 0 on.
-__device__ __forceinline__ KvHead cache_of(const PrefillArgs& args, int32_t seq, int head_kv) {
+// The planes of one KV head, from position 0 on; head_dim is args.kv.head_dim, or the same as a constant.
+__device__ __forceinline__ KvHead cache_of(const PrefillArgs& args, int32_t seq, int head_kv, int head_dim) {
     const KvView& kv = args.kv;
     const int64_t row = (int64_t{seq} * kv.n_head_kv + head_kv) * kv.n_ctx - args.origin;
-    return {kv.dom + row * kv.n_dom, kv.rest + row * (2 * kv.head_dim - kv.n_dom), kv.n_dom, kv.head_dim};
+    return {kv.dom + row * kv.n_dom, kv.rest + row * (2 * head_dim - kv.n_dom), kv.n_dom, head_dim};
 }
 
 // Where dims [dim, dim + 2) of a key or a value lie at position 0, and the halves from one position to the next.
@@ -53,9 +53,9 @@ __device__ __forceinline__ CachePlace cache_place(const KvHead& cache, int dim) 
     return {cache.rest + (dim - cache.n_dom), row_values};
 }
 
-// Starts the copy of the keys or values of positions [first, first + n_rows) to a tile, zeros for those at and past
-// `end`. Whole chunks: both planes' rows are multiples of 16 bytes, and head_dim is `dims`.
-template <int dims, int n_rows, int n_threads, bool is_values, bool all>
+// Starts the copy of the keys or values of positions [first, first + n_rows) to a tile; those at and past `end` are
+// again that of end - 1. Whole chunks: both planes' rows are multiples of 16 bytes, and head_dim is `dims`.
+template <int dims, int n_rows, int n_threads, bool is_values>
 __device__ __forceinline__ void copy_chunks(uint8_t* tile, const KvHead& cache, int32_t first, int32_t end) {
     using Layout = TileLayout<dims>;
     constexpr int n_chunks = Layout::n_chunks;
@@ -67,17 +67,26 @@ __device__ __forceinline__ void copy_chunks(uint8_t* tile, const KvHead& cache, 
     for (int i = 0; i < n_chunks / row_threads; ++i) {
         const int chunk = static_cast<int>(threadIdx.x) % row_threads + i * row_threads;
         const CachePlace place = cache_place<is_values>(cache, chunk * 8);
-        const uint16_t* from = place.at + int64_t{first + row0} * place.stride;
+        const auto to = [&](int row) {
+            return tile + Layout::at(static_cast<uint32_t>(row), static_cast<uint32_t>(chunk));
+        };
+        if (first + n_rows <= end) {
+            const uint16_t* from = place.at + int64_t{first + row0} * place.stride;
 #pragma unroll
-        for (int row = 0; row < n_rows; row += row_step) {
-            uint8_t* to = tile + Layout::at(static_cast<uint32_t>(row0 + row), static_cast<uint32_t>(chunk));
-            ptx::copy_async_16(to, from, all || first + row0 + row < end);
-            from += row_step * place.stride;
+            for (int row = 0; row < n_rows; row += row_step) {
+                ptx::copy_async_16(to(row0 + row), from);
+                from += row_step * place.stride;
+            }
+        } else {
+#pragma unroll 1
+            for (int row = row0; row < n_rows; row += row_step) {
+                ptx::copy_async_16(to(row), place.at + int64_t{min(first + row, end - 1)} * place.stride);
+            }
         }
     }
 }
 
-// The same, at once, for any even n_dom and any even head_dim up to `dims`; zeros past it.
+// The same, at once, for any even n_dom and any even head_dim up to `dims`; zeros past it, and at and past `end`.
 template <int dims, int n_rows, int n_threads, bool is_values>
 __device__ __forceinline__ void copy_pairs(uint8_t* tile, const KvHead& cache, int32_t first, int32_t end) {
 #pragma unroll 4
@@ -95,12 +104,10 @@ __device__ __forceinline__ void copy_pairs(uint8_t* tile, const KvHead& cache, i
 
 template <int dims, int n_rows, int n_threads, bool aligned, bool is_values>
 __device__ __forceinline__ void copy_tile(uint8_t* tile, const KvHead& cache, int32_t first, int32_t end) {
-    if constexpr (!aligned) {
-        copy_pairs<dims, n_rows, n_threads, is_values>(tile, cache, first, end);
-    } else if (first + n_rows <= end) {
-        copy_chunks<dims, n_rows, n_threads, is_values, true>(tile, cache, first, end);
+    if constexpr (aligned) {
+        copy_chunks<dims, n_rows, n_threads, is_values>(tile, cache, first, end);
     } else {
-        copy_chunks<dims, n_rows, n_threads, is_values, false>(tile, cache, first, end);
+        copy_pairs<dims, n_rows, n_threads, is_values>(tile, cache, first, end);
     }
 }
 
