@@ -19,8 +19,9 @@ using cuda::AttentionDecode, test::DeviceArray, test::random_floats;
 
 namespace {
 
-// Scores are about +-8 from products of float precision, which shifts weights by a few 1e-6; values reach 4.
-constexpr double tolerance = 2e-5;
+// Scores are about +-8 and values reach 4. In single precision that is an error of 3e-6 (what plain C++ gives); tensor
+// cores cut off the sums of each of 4 to 16 steps at about 2^-23 of their size. Halves alone would be off by 1e-4.
+constexpr double tolerance = 4e-5;
 constexpr int n_seq = 2, seq = 1;
 constexpr uint16_t half_nan = 0x7e01;
 
