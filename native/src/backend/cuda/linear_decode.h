@@ -15,7 +15,7 @@ struct DecodeInput {
     const float* x;               // [n][n_in]
     const float* norm = nullptr;  // [n_in]: the rows are divided by their rms and multiplied by this first; or nullptr
     float eps = 0;                // of the norm
-    Quantized quantized;          // of the rows (after the norm), if there already; float weights still read x and norm
+    Quantized quantized = {};     // of the rows (after the norm), if there already; float weights still read x and norm
 };
 
 // Device memory for what a call puts down between two kernels.
