@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <span>
 #include <string>
 
 #include "backend/views.h"
@@ -18,6 +19,7 @@ struct OpsLimits {
     int64_t n_in_max;  // values in an input row of `linear`
     int n_head, n_head_kv, head_dim;
     int n_ctx;
+    int64_t n_weight_max = 0;  // values of the largest matrix; 0: unknown
 };
 
 // Ops on one device with their workspace, taken once. Used by one thread at a time. They may return before they are
@@ -55,17 +57,14 @@ class Ops {
     // The same for one row over the positions of a selection, whose sets are the KV heads or the query heads.
     virtual void attend_selected(float* y, const float* q, int n_head, float scale, const KvView& kv, int32_t seq,
                                  const Selection& selection) = 0;
-    // sums[set] = sum of q over the heads of a set, only dims that mask [n_head][head_dim] marks; nullptr: all.
-    // q [n_head][head_dim], sums [n_set][head_dim]
-    virtual void sum_queries(float* sums, const float* q, const uint8_t* mask, int n_head, int n_set, int head_dim) = 0;
-    // scores[i][pos] = q[i] · key of pos, for n_q queries spread evenly over the KV heads, the first n_pos positions;
-    // scores [n_q][n_ctx], q [n_q][head_dim]. Only the dominant dims count unless whole_key.
-    virtual void token_scores(float* scores, const float* q, int n_q, const KvView& kv, int32_t seq, int32_t n_pos,
-                              bool whole_key) = 0;
-    // The `keep` best positions below n_pos of every row of scores [n_set][n_ctx]: always the first n_sink and the last
-    // n_recent, then those with the highest scores, the lower position first among equals. NaN counts as the lowest.
-    virtual void topk(const float* scores, int32_t n_pos, int32_t keep, int32_t n_sink, int32_t n_recent,
-                      Selection& selection) = 0;
+    // scores[set][pos] = the set's query · key of pos for the first n_pos positions; scores [n_set][n_ctx], sets spread
+    // evenly over the KV heads. Only the dominant dims count unless whole_key. next: what topk will be asked of these
+    // scores, or nullptr.
+    virtual void token_scores(float* scores, const SetQueries& queries, const KvView& kv, int32_t seq, int32_t n_pos,
+                              bool whole_key, const Budget* next) = 0;
+    // The `keep` best positions below n_pos of every row of scores [n_set][n_ctx]; the lower position first among
+    // equals. NaN counts as the lowest.
+    virtual void topk(const float* scores, int32_t n_pos, const Budget& budget, Selection& selection) = 0;
     // mass[set][pos] += the softmax weights that the rows' queries give to pos, summed over rows and the set's heads:
     // rotated q [n][n_head][head_dim] over everything cached up to each row's position. mass [n_set][n_ctx], the sets
     // being the KV heads or the query heads.
@@ -98,8 +97,13 @@ class Device {
     virtual uint64_t memory_available() const = 0;
     // Bytes that a matrix takes on the device; 0: it is used where it lies.
     virtual size_t weight_bytes(const WeightView& w) const = 0;
-    // Puts a matrix of the file there; the view is for ops.
-    virtual WeightView upload(const WeightView& w, void* to) const = 0;
+    // Puts matrices of the file on a device that does not use them where they lie; their views are then for ops. Calls
+    // progress with the bytes of the file done since its last call; what it throws ends the upload.
+    struct Upload {
+        WeightView* w;
+        void* to;
+    };
+    virtual void upload(std::span<const Upload> matrices, const std::function<void(size_t)>& progress) const = 0;
 
     virtual std::unique_ptr<Ops> make_ops(const OpsLimits& limits) const = 0;
     // Bytes that make_ops takes.

@@ -87,6 +87,19 @@ struct Selection {
     int32_t* list(int32_t set) const { return positions + int64_t{set} * capacity; }
 };
 
+// How many positions of a list to keep: always the first n_sink and the last n_recent, then the best.
+struct Budget {
+    int32_t keep = 0, n_sink = 0, n_recent = 0;
+};
+
+// Queries [n_head][head_dim], dims in the order of the cache, of which sets of n_head / n_set consecutive heads score
+// positions together: by the sum of their scores, which is the score of the sum of their queries.
+struct SetQueries {
+    const float* q = nullptr;
+    const uint8_t* mask = nullptr;  // [n_head][head_dim], 0 where a dim does not count; nullptr: all count
+    int32_t n_head = 0, n_set = 0;
+};
+
 // What a page of keys is summed up by, for every dim: a high and a low bound.
 enum class PageBounds {
     min_max,  // of the page's keys

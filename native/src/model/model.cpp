@@ -162,7 +162,7 @@ void for_each_matrix(Model& model, F&& f) {
 void place(Model& model, const std::function<bool(float)>& progress) {
     const Device& device = *model.device;
     const std::vector<double> frequency = model.rope.frequency;
-    uint64_t done = 0;
+    std::vector<Device::Upload> uploads;
     for (const bool real : {false, true}) {
         Arena arena(real ? model.memory.data() : nullptr);
         auto put = [&](void* to, const void* from, size_t n) {
@@ -179,14 +179,16 @@ void place(Model& model, const std::function<bool(float)>& progress) {
         for_each_matrix(model, [&](WeightView& w) {
             const size_t n_bytes = device.weight_bytes(w);
             void* to = arena.take<uint8_t>(n_bytes);
-            if (!real || n_bytes == 0) return;
-            done += w.n_bytes();
-            w = device.upload(w, to);
-            if (!progress(static_cast<float>(done) / static_cast<float>(model.n_bytes)))
-                fail(FASA_ERROR_CANCELLED, "loading was cancelled");
+            if (real && n_bytes > 0) uploads.push_back({&w, to});
         });
         if (!real) model.memory = device.buffer(arena.used(), "weights");
     }
+    uint64_t done = 0;
+    device.upload(uploads, [&](size_t n) {
+        done += n;
+        if (!progress(static_cast<float>(done) / static_cast<float>(model.n_bytes)))
+            fail(FASA_ERROR_CANCELLED, "loading was cancelled");
+    });
 }
 
 // Reads the whole file now, where the caller sees it progress, instead of during the first tokens. Weights larger than

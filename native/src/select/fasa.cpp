@@ -20,10 +20,10 @@ class Fasa final : public ScoredSelector {
     }
 
    protected:
-    void sum_queries(const Step& step) override {
+    SetQueries queries(const Step& step) override {
         const int64_t of_layer = int64_t{step.layer} * shape_.n_head * step.kv.head_dim;
         const uint8_t* mask = reads_dominant_only(step) ? nullptr : static_cast<uint8_t*>(mask_.data()) + of_layer;
-        ops_.sum_queries(scratch_.q, step.q, mask, shape_.n_head, n_set_, step.kv.head_dim);
+        return {step.q, mask, shape_.n_head, n_set_};
     }
 
     // Not so when the store was laid out for other sets than this method's.

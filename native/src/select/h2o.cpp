@@ -45,7 +45,7 @@ class H2o final : public Selector {
         }
         float* mass = mass_of(step.layer, step.seq);
         out.n_set = n_set_;
-        ops_.topk(mass, step.n_pos, step.budget, config_.n_sink, step.budget - step.budget / 2, out);
+        ops_.topk(mass, step.n_pos, {step.budget, config_.n_sink, step.budget - step.budget / 2}, out);
         for (int32_t set = 0; set < n_set_; ++set) {
             evict_others(mass + set * n_ctx(), step.n_pos, out.list(set), out.count[set]);
         }

@@ -10,9 +10,7 @@ class Oracle final : public ScoredSelector {
     using ScoredSelector::ScoredSelector;
 
    protected:
-    void sum_queries(const Step& step) override {
-        ops_.sum_queries(scratch_.q, step.q, nullptr, shape_.n_head, n_set_, step.kv.head_dim);
-    }
+    SetQueries queries(const Step& step) override { return {step.q, nullptr, shape_.n_head, n_set_}; }
 };
 
 }  // namespace

@@ -38,7 +38,7 @@ void choose_pages(const float* scores, int32_t page, const SelectConfig& config,
     // The last pages come first in the budget: a page is never chosen without the current one.
     const int32_t n_recent = std::min(n_page - first_recent, 1 + n_whole);
     const int32_t n_sink = std::min(n_pages(config.n_sink, page), 1 + n_whole - n_recent);
-    ops.topk(scores, n_page, 1 + n_whole, n_sink, n_recent, out);
+    ops.topk(scores, n_page, {1 + n_whole, n_sink, n_recent}, out);
     for (int32_t set = 0; set < out.n_set; ++set) {
         out.count[set] = expand(out.list(set), out.count[set], page, step.n_pos);
     }

@@ -67,7 +67,8 @@ class Quest final : public Selector {
         pages.n_ctx = n_pages(shape_.n_ctx, page_);
         pages.n_head_kv = 1;
         pages.head_dim = pages.n_dom = 2 * head_dim;
-        ops_.token_scores(scores_ + int64_t{set} * shape_.n_ctx, q, 1, pages, 0, n_pages(step.n_pos, page_), false);
+        ops_.token_scores(scores_ + int64_t{set} * shape_.n_ctx, {q, nullptr, 1, 1}, pages, 0,
+                          n_pages(step.n_pos, page_), false, nullptr);
     }
 
     const SelectConfig config_;

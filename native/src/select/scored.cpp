@@ -4,17 +4,17 @@
 
 namespace fasa {
 
-// A set of heads ranks positions by the sum of its heads' raw scores, which is one dot product with the sum of their
-// queries.
 void ScoredSelector::select(const Step& step, Selection& out) {
-    sum_queries(step);
-    ops_.token_scores(scratch_.scores, scratch_.q, n_set_, step.kv, step.seq, step.n_pos, !reads_dominant_only(step));
+    const Budget budget{step.budget, config_.n_sink, config_.n_recent};
+    const bool by_page = config_.page > 1;
+    ops_.token_scores(scratch_.scores, queries(step), step.kv, step.seq, step.n_pos, !reads_dominant_only(step),
+                      by_page ? nullptr : &budget);
     out.n_set = n_set_;
-    if (config_.page > 1) {
+    if (by_page) {
         average_pages(scratch_.scores, n_set_, shape_.n_ctx, config_.page, step.n_pos);
         choose_pages(scratch_.scores, config_.page, config_, step, ops_, out);
     } else {
-        ops_.topk(scratch_.scores, step.n_pos, step.budget, config_.n_sink, config_.n_recent, out);
+        ops_.topk(scratch_.scores, step.n_pos, budget, out);
     }
 }
 

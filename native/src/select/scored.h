@@ -20,8 +20,8 @@ class ScoredSelector : public Selector {
     uint64_t bytes_read(const Step& step) const override;
 
    protected:
-    // Sums the queries of each set, over the dims that count, into scratch_.q [n_set][head_dim].
-    virtual void sum_queries(const Step& step) = 0;
+    // The queries that rank a step's positions, over the dims that count.
+    virtual SetQueries queries(const Step& step) = 0;
     // Whether the dominant planes of the cache hold all dims that count, so that nothing else is read.
     virtual bool reads_dominant_only(const Step& /*step*/) const { return false; }
 

@@ -15,7 +15,7 @@ class Sparq final : public ScoredSelector {
 
    protected:
     // Heads that share positions also share dims: those of the largest sum of magnitudes.
-    void sum_queries(const Step& step) override {
+    SetQueries queries(const Step& step) override {
         const int32_t head_dim = step.kv.head_dim, heads_per_set = shape_.n_head / n_set_;
         const float* q = ops_.on_host(step.q, int64_t{shape_.n_head} * head_dim);
         for (int32_t set = 0; set < n_set_; ++set, q += int64_t{heads_per_set} * head_dim) {
@@ -31,6 +31,7 @@ class Sparq final : public ScoredSelector {
             for (int32_t i = n_kept; i < head_dim; ++i) sum[dims[i]] = 0;
             device_.copy(scratch_.q + int64_t{set} * head_dim, sum, sizeof(float) * head_dim);
         }
+        return {scratch_.q, nullptr, n_set_, n_set_};
     }
     bool replayable() const override { return false; }
 };

@@ -91,7 +91,7 @@ void VotingSelector::vote(const Step& step, State& s, Selection& out) {
     for (int32_t set = 0; set < n_set_; ++set) pool(votes_ + int64_t{set} * shape_.n_ctx, first, largest_.data());
     bytes_read_ += 2 * sizeof(uint16_t) * static_cast<uint64_t>(step.kv.n_head_kv) * step.n_pos * step.kv.head_dim;
     appraise(step, votes_, n_voters);
-    ops_.topk(votes_, step.n_pos, step.budget, config_.n_sink, n_voters, out);
+    ops_.topk(votes_, step.n_pos, {step.budget, config_.n_sink, n_voters}, out);
     s.voted_at = step.n_pos;
     s.kept.clear();
     for (int32_t set = 0; set < n_set_; ++set) {

@@ -34,6 +34,7 @@ class CpuOps final : public Ops {
         : kernels_(elementwise_kernels(cpu_info().isa)),
           team_(n_threads),
           angles_(angle_bytes(limits), "angles"),
+          sums_(sum_bytes(limits), "sums of queries"),
           linear_(team_, limits.n_batch, limits.n_in_max),
           attention_(team_, limits),
           topk_(team_, limits),
@@ -41,6 +42,10 @@ class CpuOps final : public Ops {
 
     static size_t angle_bytes(const OpsLimits& limits) {
         return sizeof(float) * static_cast<size_t>(limits.n_batch) * static_cast<size_t>(limits.head_dim);
+    }
+
+    static size_t sum_bytes(const OpsLimits& limits) {
+        return sizeof(float) * static_cast<size_t>(limits.n_head) * static_cast<size_t>(limits.head_dim);
     }
 
     void begin(const Batch& batch) override {
@@ -141,25 +146,19 @@ class CpuOps final : public Ops {
         attention_.selected(y, q, n_head, scale, kv, seq, selection);
     }
 
-    void sum_queries(float* sums, const float* q, const uint8_t* mask, int n_head, int n_set, int head_dim) override {
-        std::fill_n(sums, int64_t{n_set} * head_dim, 0.0f);
-        for (int head = 0; head < n_head; ++head) {
-            float* to = sums + int64_t{head / (n_head / n_set)} * head_dim;
-            for (int d = 0; d < head_dim; ++d) {
-                const int64_t i = int64_t{head} * head_dim + d;
-                to[d] += mask && mask[i] == 0 ? 0.0f : q[i];
-            }
+    void token_scores(float* scores, const SetQueries& queries, const KvView& kv, int32_t seq, int32_t n_pos,
+                      bool whole_key, const Budget*) override {
+        const int64_t n = int64_t{queries.n_head} * kv.head_dim, of_set = n / queries.n_set;
+        auto* sums = static_cast<float*>(sums_.data());
+        std::fill_n(sums, int64_t{queries.n_set} * kv.head_dim, 0.0f);
+        for (int64_t i = 0; i < n; ++i) {
+            if (!queries.mask || queries.mask[i] != 0) sums[i / of_set * kv.head_dim + i % kv.head_dim] += queries.q[i];
         }
+        attention_.scores(scores, sums, queries.n_set, kv, seq, n_pos, whole_key);
     }
 
-    void token_scores(float* scores, const float* q, int n_q, const KvView& kv, int32_t seq, int32_t n_pos,
-                      bool whole_key) override {
-        attention_.scores(scores, q, n_q, kv, seq, n_pos, whole_key);
-    }
-
-    void topk(const float* scores, int32_t n_pos, int32_t keep, int32_t n_sink, int32_t n_recent,
-              Selection& selection) override {
-        topk_.run(scores, n_pos, keep, n_sink, n_recent, selection);
+    void topk(const float* scores, int32_t n_pos, const Budget& budget, Selection& selection) override {
+        topk_.run(scores, n_pos, budget.keep, budget.n_sink, budget.n_recent, selection);
     }
 
     void attention_mass(float* mass, int n_set, const float* q, int n_head, float scale, const KvView& kv,
@@ -196,7 +195,7 @@ class CpuOps final : public Ops {
     const ElementwiseKernels& kernels_;
     Team team_;
     Batch batch_;
-    Buffer angles_;
+    Buffer angles_, sums_;
     float *cos_ = nullptr, *sin_ = nullptr;  // [n][n_rot / 2]
     Linear linear_;
     Attention attention_;
@@ -220,12 +219,12 @@ class CpuDevice final : public Device {
     }
     uint64_t memory_available() const override { return fasa::memory_available(); }
     size_t weight_bytes(const WeightView&) const override { return 0; }
-    WeightView upload(const WeightView& w, void*) const override { return w; }
+    void upload(std::span<const Upload>, const std::function<void(size_t)>&) const override {}
     std::unique_ptr<Ops> make_ops(const OpsLimits& limits) const override {
         return std::make_unique<CpuOps>(limits, n_threads_);
     }
     size_t ops_bytes(const OpsLimits& limits) const override {
-        return CpuOps::angle_bytes(limits) + Linear::scratch_bytes(n_threads_, limits.n_batch, limits.n_in_max) +
+        return CpuOps::angle_bytes(limits) + CpuOps::sum_bytes(limits) + Linear::scratch_bytes(n_threads_, limits.n_batch, limits.n_in_max) +
                Attention::scratch_bytes(limits, n_threads_) + TopK::scratch_bytes(limits, n_threads_) +
                Observation::scratch_bytes(limits, n_threads_);
     }
