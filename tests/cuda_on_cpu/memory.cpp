@@ -41,6 +41,7 @@ size_t device_limit() {
 }
 
 bool is_allocated(const void* p, size_t n_bytes, bool on_device) {
+    const Lock lock(mutex);
     const auto next = allocations.upper_bound(p);
     if (next == allocations.begin()) return false;
     const Allocation& a = std::prev(next)->second;
@@ -48,6 +49,7 @@ bool is_allocated(const void* p, size_t n_bytes, bool on_device) {
 }
 
 cudaError_t allocate(void** p, size_t n_bytes, bool on_device) {
+    const Lock lock(mutex);
     *p = nullptr;
     if (is_any_capturing()) return remember(cudaErrorStreamCaptureUnsupported);
     if (n_bytes == 0) return cudaSuccess;
@@ -80,6 +82,7 @@ bool is_untouched(const uint8_t* from, const uint8_t* to) {
 }
 
 cudaError_t release(void* p, bool on_device) {
+    const Lock lock(mutex);
     if (is_any_capturing()) return remember(cudaErrorStreamCaptureUnsupported);
     const cudaError_t status = flush();  // as cudaFree, which waits for the device
     if (status != cudaSuccess) report_later(status);
@@ -120,6 +123,7 @@ bool copy_is_valid(const void* to, const void* from, size_t n_bytes, cudaMemcpyK
 bool is_device_memory(const void* p, size_t n_bytes) { return is_allocated(p, n_bytes, true); }
 
 bool is_pinned_memory(const void* p, size_t n_bytes) {
+    const Lock lock(mutex);
     if (is_allocated(p, n_bytes, false)) return true;
     const auto next = registered.upper_bound(p);
     if (next == registered.begin()) return false;
@@ -137,11 +141,13 @@ cudaError_t cudaHostAlloc(void** p, size_t n_bytes, unsigned) { return allocate(
 cudaError_t cudaFreeHost(void* p) { return release(p, false); }
 
 cudaError_t cudaHostRegister(void* p, size_t n_bytes, unsigned) {
+    const Lock lock(mutex);
     if (!registered.emplace(p, n_bytes).second) return remember(cudaErrorInvalidValue);
     return cudaSuccess;
 }
 
 cudaError_t cudaHostUnregister(void* p) {
+    const Lock lock(mutex);
     flush();
     return registered.erase(p) == 1 ? cudaSuccess : remember(cudaErrorInvalidValue);
 }

@@ -5,10 +5,15 @@
 #include <cuda_runtime.h>
 
 #include <functional>
+#include <mutex>
 
 #include "block.h"
 
 namespace on_cpu {
+
+// Held by every function of the runtime that looks at the queue or at the allocations.
+inline std::recursive_mutex mutex;
+using Lock = std::lock_guard<std::recursive_mutex>;
 
 // Queued, or, while the stream captures, recorded.
 cudaError_t launch(Kernel kernel, const void* function, cudaStream_t stream);

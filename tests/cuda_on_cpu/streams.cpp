@@ -49,9 +49,13 @@ void report_later(cudaError_t error) { unreported = error; }
 
 bool is_capturing(cudaStream_t stream) { return stream && stream->capture; }
 
-bool is_any_capturing() { return std::any_of(streams.begin(), streams.end(), is_capturing); }
+bool is_any_capturing() {
+    const Lock lock(mutex);
+    return std::any_of(streams.begin(), streams.end(), is_capturing);
+}
 
 cudaError_t flush() {
+    const Lock lock(mutex);
     if (is_any_capturing()) return remember(cudaErrorStreamCaptureUnsupported);
     if (unreported != cudaSuccess) return remember(std::exchange(unreported, cudaSuccess));
     try {
@@ -69,6 +73,7 @@ cudaError_t flush() {
 }
 
 cudaError_t enqueue(Work work, cudaStream_t stream) {
+    const Lock lock(mutex);
     if (is_capturing(stream)) {
         stream->capture->work.push_back(std::move(work));
     } else if (!stream && is_any_capturing()) {
@@ -80,6 +85,7 @@ cudaError_t enqueue(Work work, cudaStream_t stream) {
 }
 
 cudaError_t launch(Kernel kernel, const void* function, cudaStream_t stream) {
+    const Lock lock(mutex);
     const auto allowed = allowed_shared.find(function);
     if (kernel.shared_bytes > (allowed == allowed_shared.end() ? SHARED_BY_DEFAULT : allowed->second) ||
         !has_valid_shape(kernel)) {
@@ -178,12 +184,14 @@ cudaError_t cudaRuntimeGetVersion(int* version) {
 }
 
 cudaError_t cudaStreamCreate(cudaStream_t* stream) {
+    const Lock lock(mutex);
     *stream = new CUstream_st;
     streams.insert(*stream);
     return cudaSuccess;
 }
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) { return cudaStreamCreate(stream); }
 cudaError_t cudaStreamDestroy(cudaStream_t stream) {
+    const Lock lock(mutex);
     if (streams.erase(stream) == 0) return remember(cudaErrorInvalidValue);
     delete stream;
     return cudaSuccess;
@@ -229,6 +237,7 @@ cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) {
     return cudaSuccess;
 }
 cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
+    const Lock lock(mutex);
     *graph = nullptr;
     if (!is_capturing(stream) || !stream->began_capture) return remember(cudaErrorStreamCaptureUnjoined);
     *graph = stream->capture;
@@ -247,6 +256,7 @@ cudaError_t cudaGraphInstantiate(cudaGraphExec_t* exec, cudaGraph_t graph, unsig
     return cudaSuccess;
 }
 cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t stream) {
+    const Lock lock(mutex);
     for (const Work& work : exec->work) {
         if (const cudaError_t status = enqueue(work, stream); status != cudaSuccess) return status;
     }
@@ -263,6 +273,7 @@ cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec) {
 }
 
 cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute attribute, int value) {
+    const Lock lock(mutex);
     if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize) return cudaSuccess;
     if (value < 0 || value > 227 << 10) return remember(cudaErrorInvalidValue);
     allowed_shared[kernel] = static_cast<size_t>(value);
