@@ -21,6 +21,8 @@ constexpr int BUSY_LANES = 512;              // with this many threads loading, 
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+uint32_t inverse(int n) { return static_cast<uint32_t>(ceil_div(1 << decode::INVERSE_BITS, n)); }
+
 bool is_float(DType type) { return dtype_traits(type).block_values == 1; }
 
 int n_multiprocessors() {
@@ -72,11 +74,15 @@ int share_blocks(Job& job, int n_blocks, int n_warps) {
     for (int p = 0; p < job.n_products; ++p) {
         Product& product = job.product[p];
         before += static_cast<double>(product.n_out) * product.row_bytes;
-        const int64_t rows_at_once = std::max(1, n_warps / product.team_warps / (job.glu ? 2 : 1));
-        const int64_t useful = ceil_div(product.n_out, rows_at_once);
+        product.n_teams = n_warps / product.team_warps;
+        product.team_warps_inverse = inverse(product.team_warps);
+        product.n_teams_inverse = inverse(product.n_teams);
+        const int64_t useful = ceil_div(product.n_out, product.n_teams);
         const int64_t share = static_cast<int64_t>(before / total * n_blocks + 0.5) - first;
         product.first_block = first;
         product.n_blocks = static_cast<int>(std::clamp<int64_t>(share, 1, useful));
+        product.block_rows = static_cast<int>(product.n_out / product.n_blocks);
+        product.n_longer = static_cast<int>(product.n_out % product.n_blocks);
         first += product.n_blocks;
     }
     return first;

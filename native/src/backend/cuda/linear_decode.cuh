@@ -15,6 +15,12 @@ namespace fasa::cuda::decode {
 inline constexpr int MAX_PRODUCTS = 4;  // in a launch
 inline constexpr int WARP = 32;
 
+// x / n for 0 <= x < 2^15 and n <= 32, by its inverse 2^20 / n, rounded up.
+constexpr int INVERSE_BITS = 20;
+__device__ inline int divided_by(uint32_t inverse, int x) {
+    return static_cast<int>(static_cast<uint64_t>(static_cast<uint32_t>(x)) * inverse >> INVERSE_BITS);
+}
+
 struct Product {
     const uint8_t* w;
     int64_t to_up;  // bytes from w to the matrix that w is the gate of
@@ -25,8 +31,10 @@ struct Product {
     DType dtype;
     bool add;
     int first_block, n_blocks;
-    int team_warps;  // warps that share a row
-    int n_passes;    // times that a team goes over its rows, as it holds only so much of the activations
+    int block_rows, n_longer;                      // of y, of a block; the first n_longer blocks have one more
+    int team_warps, n_teams;                       // warps that share a row, and how often they fit in a block
+    uint32_t team_warps_inverse, n_teams_inverse;  // for divided_by
+    int n_passes;  // times that a team goes over its rows, as it holds only so much of the activations
 };
 
 struct Job {
@@ -84,69 +92,79 @@ __device__ void prepare(Activations& a, float eps, float4 weight, uint8_t* share
     }
 }
 
-// Where a thread stands: its team takes rows `team`, `team` + n_teams, … of a chunk.
+// Where a thread stands: its team takes rows `team`, `team` + n_teams, ... of a chunk.
 struct Place {
-    int team, n_teams;
-    int warp, lane;  // of the team, of the warp
+    int team, warp, lane;  // of the block, of the team, of the warp
 
-    __device__ explicit Place(int team_warps) {
+    __device__ explicit Place(const Product& product) {
         const int warp_of_block = static_cast<int>(threadIdx.x) / WARP;
-        team = warp_of_block / team_warps;
-        n_teams = static_cast<int>(blockDim.x) / WARP / team_warps;
-        warp = warp_of_block % team_warps;
+        team = divided_by(product.team_warps_inverse, warp_of_block);
+        warp = warp_of_block - team * product.team_warps;
         lane = static_cast<int>(threadIdx.x) % WARP;
     }
 };
 
-// Some rows of a product, of a gate and its mate in turns.
-struct Rows {
-    const uint8_t* first;
-    uint32_t row_bytes;
-    int64_t to_up;
-    int glu;  // 0 or 1
+// The weight rows of a team in a chunk, of a gate and its mate in turns: where each lies, and where its sum goes.
+struct TeamRows {
+    const uint8_t* next;  // the row to load next
+    int64_t step[2];      // from an even row to the next one, from an odd one
+    int n, team, n_teams, glu;
 
-    __device__ const uint8_t* at(int row) const {
-        return first + static_cast<uint64_t>(static_cast<uint32_t>(row >> glu)) * row_bytes +
-               ((row & glu) != 0 ? to_up : 0);
+    __device__ TeamRows(const Product& product, bool is_glu, const Place& place, int64_t first, int n_rows)
+        : team(place.team), n_teams(product.n_teams), glu(is_glu ? 1 : 0) {
+        next = product.w + (first + team) * product.row_bytes;
+        const int64_t to_next = static_cast<int64_t>(product.row_bytes) * n_teams;
+        step[0] = is_glu ? product.to_up : to_next;
+        step[1] = is_glu ? to_next - product.to_up : to_next;
+        const bool works = team < n_teams && team < n_rows;
+        n = works ? (divided_by(product.n_teams_inverse, n_rows - 1 - team) + 1) << glu : 0;
     }
+    // Among the sums of the chunk.
+    __device__ int place_of_sum(int row) const { return ((team + (row >> glu) * n_teams) << glu) + (row & glu); }
 };
 
 // What a thread multiplies and where the sums of its warp go.
 template <DType T, int N>
 struct Worker {
     static constexpr int R = rows_ahead<T>, M = power_of_two(R * N);
+    static_assert(R % 2 == 0);
     Part<T> weights[R];
     ActivationPart<T, N> x;
     int part, n_parts;
     bool inside;
 
-    // Pass `pass` over the rows; a thread beyond the end of the row reads the last part and its product does not count.
-    __device__ Worker(const Place& place, int team_warps, int pass, int n_parts_of_row) : n_parts(n_parts_of_row) {
-        part = (pass * team_warps + place.warp) * WARP + place.lane;
-        inside = part < n_parts;
-        part = min(part, n_parts - 1);
+    // A thread beyond the end of the row reads the last part and its product does not count.
+    __device__ Worker(int thread_of_row, int n_parts_of_row) : n_parts(n_parts_of_row) {
+        inside = thread_of_row < n_parts;
+        part = min(thread_of_row, n_parts - 1);
     }
 
-    __device__ void start(const Rows& rows, const Place& place, int n_rows) {
+    __device__ void load_next(TeamRows& rows, int u) {
+        weights[u].load(rows.next, n_parts, part);
+        rows.next += rows.step[u % 2];
+    }
+
+    __device__ void start(TeamRows& rows) {
 #pragma unroll
         for (int u = 0; u < R; ++u) {
-            const int row = place.team + u * place.n_teams;
-            if (row < n_rows) weights[u].load(rows.at(row), n_parts, part);
+            if (u < rows.n) load_next(rows, u);
         }
     }
 
-    // sums [n_rows][n_sums][team_warps], to which a later pass adds; here those of N rows of activations.
-    __device__ void run(const Rows& rows, const Place& place, int n_rows, int n_sums, float* sums, int team_warps,
-                        bool later_pass) {
-        for (int row = place.team; row < n_rows; row += R * place.n_teams) {
+    // sums [rows of the chunk][n_sums][team_warps], to which a later pass adds; here N of the n_sums.
+    __device__ void run(TeamRows& rows, const Place& place, float* sums, int n_sums, int team_warps, bool later_pass) {
+        const int mine = place.lane / (WARP / M);  // of the M sums of R rows; of those, the ones that one lane writes
+        const bool writes = place.lane % (WARP / M) == 0 && mine < R * N;
+        float* sum = sums + (rows.place_of_sum(mine / N) * n_sums + mine % N) * team_warps + place.warp;
+        const int sum_step = R * rows.n_teams * n_sums * team_warps;
+        for (int row = 0; row < rows.n; row += R, sum += sum_step) {
             float y[M];
 #pragma unroll
             for (int u = 0; u < R; ++u) {
-                const int this_row = row + u * place.n_teams, next_row = this_row + R * place.n_teams;
                 float product[N] = {};
-                if (this_row < n_rows) {
+                if (row + u < rows.n) {
                     x.dot(weights[u], part, product);
-                    if (next_row < n_rows) weights[u].load(rows.at(next_row), n_parts, part);
+                    if (row + u + R < rows.n) load_next(rows, u);
                 }
 #pragma unroll
                 for (int j = 0; j < N; ++j) y[u * N + j] = inside ? product[j] : 0.0f;
@@ -154,11 +172,7 @@ struct Worker {
 #pragma unroll
             for (int i = R * N; i < M; ++i) y[i] = 0;
             const float total = sums_of_warp<M>(y, place.lane);
-            const int i = place.lane / (WARP / M), j = i % N, sum_row = row + i / N * place.n_teams;
-            if (place.lane % (WARP / M) == 0 && i < R * N && sum_row < n_rows) {
-                float& sum = sums[(sum_row * n_sums + j) * team_warps + place.warp];
-                sum = later_pass ? sum + total : total;
-            }
+            if (writes && row + mine / N < rows.n) *sum = later_pass ? *sum + total : total;
         }
     }
 };
@@ -171,14 +185,16 @@ __device__ inline void finish(const Product& product, int64_t first, int n_rows,
         for (int w = 0; w < product.team_warps; ++w) total += sums[(row * n_sums + j) * product.team_warps + w];
         return total;
     };
-    for (int i = static_cast<int>(threadIdx.x); i < n_rows * n; i += static_cast<int>(blockDim.x)) {
-        const int j = i / n_rows, row = i - j * n_rows;
+    for (int row = static_cast<int>(threadIdx.x); row < n_rows; row += static_cast<int>(blockDim.x)) {
         const int64_t r = first + row;
-        float& y = product.y[j * product.n_out + r];
-        if (glu) {
-            y = silu(sum_of(2 * row, j)) * sum_of(2 * row + 1, j);
-        } else {
-            y = sum_of(row, j) + (product.bias ? product.bias[r] : 0.0f) + (product.add ? y : 0.0f);
+        const float bias = product.bias ? product.bias[r] : 0.0f;
+        for (int j = 0; j < n; ++j) {
+            float& y = product.y[j * product.n_out + r];
+            if (glu) {
+                y = silu(sum_of(2 * row, j)) * sum_of(2 * row + 1, j);
+            } else {
+                y = sum_of(row, j) + bias + (product.add ? y : 0.0f);
+            }
         }
     }
 }
@@ -187,39 +203,37 @@ template <DType T, int N>
 __device__ void run(const Job& job, const Product& product) {
     FASA_DYNAMIC_SHARED(shared);
     Activations a = job.a;
-    const int n_parts = (a.n_in + part_values<T> - 1) / part_values<T>, glu = job.glu ? 1 : 0;
-    const int n_goes = (a.n + N - 1) / N, n_sums = n_goes * N;
-    const int64_t block = static_cast<int>(blockIdx.x) - product.first_block;
-    const int64_t begin = product.n_out * block / product.n_blocks;
-    const int64_t end = product.n_out * (block + 1) / product.n_blocks;
-    const Place place(product.team_warps);
+    const int n_parts = (a.n_in + part_values<T> - 1) / part_values<T>;
+    const int n_sums = (a.n + N - 1) / N * N;
+    const int block = static_cast<int>(blockIdx.x) - product.first_block;
+    const int64_t begin = static_cast<int64_t>(product.block_rows) * block + min(block, product.n_longer);
+    const int n_block_rows = product.block_rows + (block < product.n_longer ? 1 : 0);
+    const Place place(product);
     float* sums = reinterpret_cast<float*>(shared + job.sums_at);
 
     bool prepared = false;
-    for (int64_t first = begin; first < end; first += job.chunk_rows) {
-        const int n_rows = static_cast<int>(min(static_cast<int64_t>(job.chunk_rows), end - first));
-        const int n_weight_rows = place.team < place.n_teams ? n_rows << glu : 0;
-        const Rows rows = {product.w + static_cast<size_t>(first) * product.row_bytes, product.row_bytes, product.to_up,
-                           glu};
-        for (int i = 0; i < n_goes * product.n_passes; ++i) {
-            const int go = i / product.n_passes, pass = i % product.n_passes;
-            Worker<T, N> worker(place, product.team_warps, pass, n_parts);
-            worker.start(rows, place, n_weight_rows);
-            if (!prepared) {
-                float4 weight = {0, 0, 0, 0};
-                if (N == 1 && a.norm && 4 * static_cast<int>(threadIdx.x) < a.n_in) {
-                    weight = load_four(a.norm, threadIdx.x);
+    for (int done = 0; done < n_block_rows; done += job.chunk_rows) {
+        const int n_rows = min(job.chunk_rows, n_block_rows - done);
+        for (int go = 0; go < n_sums; go += N) {
+            for (int pass = 0; pass < product.n_passes; ++pass) {
+                TeamRows rows(product, job.glu, place, begin + done, n_rows);
+                Worker<T, N> worker((pass * product.team_warps + place.warp) * WARP + place.lane, n_parts);
+                worker.start(rows);
+                if (!prepared) {
+                    float4 weight = {0, 0, 0, 0};
+                    if (N == 1 && a.norm && 4 * static_cast<int>(threadIdx.x) < a.n_in) {
+                        weight = load_four(a.norm, threadIdx.x);
+                    }
+                    ptx::wait_for_previous();
+                    if constexpr (N == 1) prepare<T>(a, job.eps, weight, shared);
+                    prepared = true;
                 }
-                ptx::wait_for_previous();
-                if constexpr (N == 1) prepare<T>(a, job.eps, weight, shared);
-                prepared = true;
+                worker.x.load(a, go, worker.part, worker.inside);
+                worker.run(rows, place, sums + go * product.team_warps, n_sums, product.team_warps, pass > 0);
             }
-            worker.x.load(a, go * N, worker.part, worker.inside);
-            worker.run(rows, place, n_weight_rows, n_sums, sums + go * N * product.team_warps, product.team_warps,
-                       pass > 0);
         }
         __syncthreads();
-        finish(product, first, n_rows, job.glu, a.n, n_sums, sums);
+        finish(product, begin + done, n_rows, job.glu, a.n, n_sums, sums);
         __syncthreads();
     }
 }
