@@ -1,4 +1,5 @@
 // fasa.h: model.
+#include "base/log.h"
 #include "capi/guard.h"
 #include "capi/handles.h"
 
@@ -11,11 +12,22 @@ std::unique_ptr<Device> make_device(const fasa_model_params& params) {
         fail(FASA_ERROR_ARGUMENT, "n_threads is %d, expected 0 (all usable cores) to 4096", params.n_threads);
     }
     switch (params.device) {
-        case FASA_DEVICE_AUTO:
+        case FASA_DEVICE_AUTO: {
+#if FASA_HAS_CUDA
+            std::string reason;
+            if (cuda_visible(&reason)) return make_cuda_device(params.device_index, params.n_threads);
+            log_message(FASA_LOG_INFO, "no GPU can be used (%s): the model runs on the CPU", reason.c_str());
+#endif
+            return make_cpu_device(params.n_threads);
+        }
         case FASA_DEVICE_CPU:
             return make_cpu_device(params.n_threads);
         case FASA_DEVICE_CUDA:
+#if FASA_HAS_CUDA
+            return make_cuda_device(params.device_index, params.n_threads);
+#else
             fail(FASA_ERROR_UNSUPPORTED, "this build has no CUDA backend (%s)", FASA_CUDA_REASON);
+#endif
     }
     fail(FASA_ERROR_ARGUMENT, "unknown device kind %d", static_cast<int>(params.device));
 }

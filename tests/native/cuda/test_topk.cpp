@@ -44,7 +44,7 @@ class Lab {
         host_ = scores;
         scores_.set(scores);
     }
-    Lists chosen(int32_t n_pos, int32_t n_pos_max, const cuda::Budget& budget, int32_t capacity, bool by_step) {
+    Lists chosen(int32_t n_pos, int32_t n_pos_max, const Budget& budget, int32_t capacity, bool by_step) {
         DeviceArray<int32_t> positions(size_t{1} * n_set_ * capacity), count(static_cast<size_t>(n_set_));
         Selection selection{positions.data(), count.data(), n_set_, capacity};
         step_.set({{1, n_pos - 1}});
@@ -52,7 +52,7 @@ class Lab {
         cuda::topk(selection, scores_.data(), n_ctx_, past, budget, scratch_, false, nullptr);
         return {positions.host(), count.host()};
     }
-    Lists expected(int32_t n_pos, const cuda::Budget& budget, int32_t capacity) {
+    Lists expected(int32_t n_pos, const Budget& budget, int32_t capacity) {
         Team team(1);
         cpu::TopK topk(team, {1, 1, n_set_, n_set_, 2, n_ctx_});
         Lists lists{std::vector<int32_t>(size_t{1} * n_set_ * capacity), std::vector<int32_t>(n_set_)};
@@ -60,7 +60,7 @@ class Lab {
         topk.run(host_.data(), n_pos, budget.keep, budget.n_sink, budget.n_recent, selection);
         return lists;
     }
-    void check(int32_t n_pos, int32_t n_pos_max, const cuda::Budget& budget, int32_t capacity) {
+    void check(int32_t n_pos, int32_t n_pos_max, const Budget& budget, int32_t capacity) {
         const Lists want = expected(n_pos, budget, capacity);
         by_step_ = !by_step_;  // told the number of positions, or where to read it, in turns
         CHECK(chosen(n_pos, n_pos_max, budget, capacity, by_step_) == want);
@@ -128,7 +128,7 @@ TEST(cuda_topk_of_short_rows) {
         fill(lab, kind, 1);
         const int before = check::failures;
         for (const int32_t n_pos : {1, 256, 3001}) {
-            for (const cuda::Budget& budget : {cuda::Budget{1, 0, 0},
+            for (const Budget& budget : {Budget{1, 0, 0},
                                                {1, 4, 32},
                                                {36, 4, 32},
                                                {256, 4, 32},
@@ -148,7 +148,7 @@ TEST(cuda_topk_of_long_rows) {
         fill(lab, kind, 2);
         const int before = check::failures;
         for (const int32_t n_pos : {9001, 16011}) {
-            for (const cuda::Budget& budget : {cuda::Budget{1, 0, 0}, {256, 4, 32}, {4000, 100, 0}}) {
+            for (const Budget& budget : {Budget{1, 0, 0}, {256, 4, 32}, {4000, 100, 0}}) {
                 lab.check(n_pos, 16011, budget, 5000);
             }
         }

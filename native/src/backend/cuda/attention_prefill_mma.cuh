@@ -217,10 +217,12 @@ __device__ __forceinline__ void add_infinite(PrefillWarp<S>& w, const KvHead& ca
     }
 }
 
-// Puts the values of one row half of the fragments, from tile n_first on, merged with what is there.
-template <class S>
-__device__ __forceinline__ void put_values(PrefillWarp<S>& w, int i, int n_first, int n_end, float2* to, int head_dim,
-                                           bool merge, MergeWeights weights, bool store, float factor) {
+// Puts the values of one row half of the fragments, from tile n_first on, merged with what is there. For as many reads
+// under way as there are registers, some tiles at once.
+template <class S, int n_first = 0>
+__device__ __forceinline__ void put_values(PrefillWarp<S>& w, int i, float2* to, int head_dim, bool merge,
+                                           MergeWeights weights, bool store, float factor) {
+    constexpr int n_end = n_first + 16 < PrefillWarp<S>::value_tiles ? n_first + 16 : PrefillWarp<S>::value_tiles;
     if (merge) {
 #pragma unroll
         for (int n = n_first; n < n_end; ++n) {
@@ -231,13 +233,16 @@ __device__ __forceinline__ void put_values(PrefillWarp<S>& w, int i, int n_first
             sums[1] = merge_values(weights, x.y, sums[1]);
         }
     }
-    if (!store) return;
+    if (store) {
 #pragma unroll
-    for (int n = n_first; n < n_end; ++n) {
-        if (w.column() + n * 8 >= head_dim) continue;
-        const float* sums = &w.values[i / 2][n][i % 2 * 2];
-        to[n * 4] = {sums[0] * factor, sums[1] * factor};
+        for (int n = n_first; n < n_end; ++n) {
+            if (w.column() + n * 8 >= head_dim) continue;
+            const float* sums = &w.values[i / 2][n][i % 2 * 2];
+            to[n * 4] = {sums[0] * factor, sums[1] * factor};
+        }
     }
+    if constexpr (n_end < PrefillWarp<S>::value_tiles)
+        put_values<S, n_end>(w, i, to, head_dim, merge, weights, store, factor);
 }
 
 // Ends a chunk: merges its state with that of the chunks before, which is in memory, and puts the result there, or what
@@ -245,7 +250,6 @@ __device__ __forceinline__ void put_values(PrefillWarp<S>& w, int i, int n_first
 template <class S>
 __device__ __forceinline__ void put(PrefillWarp<S>& w, const PrefillArgs& args, const PrefillRows& rows, bool merge,
                                     bool finish) {
-    constexpr int n_at_once = 16;  // reads under way, for which there are registers
     const int64_t part = part_offset(args);
     const int head_dim = head_dim_of<S>(args);
 #pragma unroll
@@ -265,11 +269,7 @@ __device__ __forceinline__ void put(PrefillWarp<S>& w, const PrefillArgs& args, 
         if (is_row && !finish && threadIdx.x % 4 == 0) args.stats[place] = {now.base, now.sum};
         float2* to = reinterpret_cast<float2*>(args.values + place * head_dim + w.column());
         const float factor = finish ? inverse_of(now.sum) : 1.0f;
-#pragma unroll
-        for (int n = 0; n < w.value_tiles; n += n_at_once) {
-            const int n_end = n + n_at_once < w.value_tiles ? n + n_at_once : w.value_tiles;
-            put_values(w, i, n, n_end, to, head_dim, merge, weights, is_row, factor);
-        }
+        put_values(w, i, to, head_dim, merge, weights, is_row, factor);
     }
 }
 

@@ -17,7 +17,6 @@ using decode::WARP;
 
 constexpr int SHARED_BYTES = 48 * 1024;      // that any kernel may have
 constexpr int SHARED_SUM_BYTES = 12 * 1024;  // at least, for the sums of the teams
-constexpr int BUSY_LANES = 512;              // with this many threads loading, a multiprocessor's memory is busy
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -32,13 +31,13 @@ int n_multiprocessors() {
     return n;
 }
 
-// Threads that hold parts of a row: as many as it has parts, unless more passes over fewer parts keep more of the
-// block's threads busy.
+// Threads that hold parts of a row: as many as it has parts, unless that leaves more than half of the block idle and
+// several passes over fewer parts do better.
 void choose_team(Product& product, int64_t n_in, int n_warps) {
     const int values = !is_float(product.dtype) ? 32 : product.dtype == FASA_DTYPE_F32 ? 4 : 8;
     const int64_t n_parts = ceil_div(n_in, values);
     int64_t best = 0;
-    for (int64_t n_passes = 1; best < BUSY_LANES; ++n_passes) {
+    for (int64_t n_passes = 1; 2 * best < n_warps * WARP; ++n_passes) {
         const int64_t team = ceil_div(ceil_div(n_parts, n_passes), WARP);
         if (team > n_warps) continue;
         const int64_t busy = n_warps / team * ceil_div(n_parts, n_passes);

@@ -60,9 +60,11 @@ inline constexpr int max_warps = N > 2   ? 16
 template <int N>
 inline constexpr int max_warps_mixed = N > 1 ? 12 : 16;
 
-// Weight rows under way in each thread.
-template <DType T>
-inline constexpr int rows_ahead = T == FASA_DTYPE_Q8_0 ? 2 : 4;
+// Weight rows under way in each thread: about as many bytes for every type. Even, as gates and their mates take turns.
+template <DType T, int N>
+inline constexpr int rows_ahead = T == FASA_DTYPE_Q8_0                                        ? 2
+                                  : N == 1 && (sizeof(Part<T>) <= 20 || T == FASA_DTYPE_Q3_K) ? 6
+                                                                                              : 4;
 
 constexpr int power_of_two(int n) { return n <= 1 ? 1 : 2 * power_of_two((n + 1) / 2); }
 
@@ -126,7 +128,7 @@ struct TeamRows {
 // What a thread multiplies and where the sums of its warp go.
 template <DType T, int N>
 struct Worker {
-    static constexpr int R = rows_ahead<T>, M = power_of_two(R * N);
+    static constexpr int R = rows_ahead<T, N>, M = power_of_two(R * N);
     static_assert(R % 2 == 0);
     Part<T> weights[R];
     ActivationPart<T, N> x;

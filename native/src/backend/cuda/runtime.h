@@ -41,6 +41,7 @@ class DeviceBuffer {
 
     void* data() const { return data_.get(); }
     size_t n_bytes() const { return n_bytes_; }
+    void* release() { return data_.release(); }
 
    private:
     std::unique_ptr<void, ReleaseDevice> data_;
@@ -57,6 +58,7 @@ class PinnedBuffer {
     void* data() const { return data_.get(); }
     void* on_device() const { return on_device_; }  // the same memory, as kernels address it
     size_t n_bytes() const { return n_bytes_; }
+    void* release() { return data_.release(); }
 
    private:
     std::unique_ptr<void, ReleasePinned> data_;

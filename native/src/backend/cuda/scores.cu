@@ -18,12 +18,12 @@ constexpr int n_resident = 3;  // blocks of a multiprocessor: their loads under 
 constexpr int max_blocks = n_resident * 132;  // what the largest GPUs run at once; smaller ones run them in turns
 constexpr int row_alignment = 32;             // a block's rows begin where a 128-byte line of scores does
 
-__device__ float query_value(const ScoreQueries& queries, int64_t at) {
-    return !queries.counts || queries.counts[at] ? queries.q[at] : 0.0f;
+__device__ float query_value(const SetQueries& queries, int64_t at) {
+    return !queries.mask || queries.mask[at] ? queries.q[at] : 0.0f;
 }
 
 // Dim d of the sum of a set's queries, heads in ascending order.
-__device__ float summed_query(const ScoreQueries& queries, int head_dim, int set, int d) {
+__device__ float summed_query(const SetQueries& queries, int head_dim, int set, int d) {
     const int heads = queries.n_head / queries.n_set;
     float sum = 0;
     for (int head = set * heads; head < (set + 1) * heads; ++head) {
@@ -32,7 +32,7 @@ __device__ float summed_query(const ScoreQueries& queries, int head_dim, int set
     return sum;
 }
 
-__global__ void __launch_bounds__(n_thread) sum_queries_kernel(float* out, ScoreQueries queries, int head_dim) {
+__global__ void __launch_bounds__(n_thread) sum_queries_kernel(float* out, SetQueries queries, int head_dim) {
     ptx::start_next();
     ptx::wait_for_previous();
     const int d = blockIdx.x * n_thread + threadIdx.x, set = blockIdx.y;
@@ -56,7 +56,7 @@ struct DominantRows {
     __device__ DominantRows(const Keys& keys, int lane_part)
         : dom(keys.dom + 8 * lane_part), n_dom(keys.n_dom), part(lane_part), has_dims(8 * lane_part < keys.n_dom) {}
 
-    __device__ void set_query(const ScoreQueries& queries, int head_dim, int set, float*) {
+    __device__ void set_query(const SetQueries& queries, int head_dim, int set, float*) {
 #pragma unroll
         for (int d = 0; d < 8; ++d) q[d] = has_dims ? summed_query(queries, head_dim, set, 8 * part + d) : 0.0f;
     }
@@ -108,7 +108,7 @@ struct AnyRows {
     __device__ AnyRows(const Keys& head_keys, int lane_part, bool whole_key)
         : keys(head_keys), part(lane_part), n_rest(whole_key ? head_keys.n_rest : 0) {}
 
-    __device__ void set_query(const ScoreQueries& queries, int head_dim, int set, float* shared) {
+    __device__ void set_query(const SetQueries& queries, int head_dim, int set, float* shared) {
         for (int d = threadIdx.x; d < keys.n_dom + n_rest; d += n_thread) {
             shared[d] = summed_query(queries, head_dim, set, d);
         }
@@ -160,7 +160,7 @@ __device__ void add_parts(float (&sum)[n_step], int lane) {
 struct ScoreTask {
     float* scores;
     int64_t row_stride;
-    ScoreQueries queries;
+    SetQueries queries;
     KvView kv;
     Past past;
     bool whole_key;
@@ -322,7 +322,7 @@ Choice choose_kernel(const KvView& kv, bool whole_key) {
             lanes};
 }
 
-void check_queries(const ScoreQueries& queries) {
+void check_queries(const SetQueries& queries) {
     if (queries.n_set < 1 || queries.n_head % queries.n_set != 0) {
         fail(FASA_ERROR_ARGUMENT, "%d heads cannot form %d sets of equal size", queries.n_head, queries.n_set);
     }
@@ -330,7 +330,7 @@ void check_queries(const ScoreQueries& queries) {
 
 }  // namespace
 
-void sum_queries(float* out, const ScoreQueries& queries, int head_dim, cudaStream_t stream) {
+void sum_queries(float* out, const SetQueries& queries, int head_dim, cudaStream_t stream) {
     check_queries(queries);
     launch({.name = "sum_queries",
             .grid = dim3(static_cast<unsigned>((head_dim + n_thread - 1) / n_thread), queries.n_set),
@@ -340,7 +340,7 @@ void sum_queries(float* out, const ScoreQueries& queries, int head_dim, cudaStre
            sum_queries_kernel, out, queries, head_dim);
 }
 
-void token_scores(float* scores, const ScoreQueries& queries, const KvView& kv, const Past& past, bool whole_key,
+void token_scores(float* scores, const SetQueries& queries, const KvView& kv, const Past& past, bool whole_key,
                   const CountFor* count, cudaStream_t stream) {
     check_queries(queries);
     const Choice choice = choose_kernel(kv, whole_key);

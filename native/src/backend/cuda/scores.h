@@ -9,17 +9,8 @@
 
 namespace fasa::cuda {
 
-// The queries of the row in progress; sets of n_head / n_set consecutive heads rank positions by the sum of their
-// scores, which is the score of the sum of their queries.
-struct ScoreQueries {
-    const float* q = nullptr;  // device, [n_head][head_dim], rotated, dims in the order of the cache
-    // device, [n_head][head_dim], 0 where a head's dim does not count; nullptr: all count
-    const uint8_t* counts = nullptr;
-    int n_head = 0, n_set = 0;
-};
-
 // out [n_set][head_dim] = the sums of the sets' queries.
-void sum_queries(float* out, const ScoreQueries& queries, int head_dim, cudaStream_t stream);
+void sum_queries(float* out, const SetQueries& queries, int head_dim, cudaStream_t stream);
 
 // Where scores are to be ranked next: they are counted for topk on the way.
 struct CountFor {
@@ -31,7 +22,7 @@ struct CountFor {
 // dominant dims count unless whole_key. Counts for topk when `count` is given and counts_first(past.n_pos_max). One
 // launch; it may start before the kernels ahead of it end, and then reads what no kernel of this step writes:
 // past.step, and rows of kv.dom before the last one.
-void token_scores(float* scores, const ScoreQueries& queries, const KvView& kv, const Past& past, bool whole_key,
+void token_scores(float* scores, const SetQueries& queries, const KvView& kv, const Past& past, bool whole_key,
                   const CountFor* count, cudaStream_t stream);
 
 }  // namespace fasa::cuda

@@ -17,11 +17,6 @@ struct Past {
     int32_t n_pos_max = 0;  // no fewer than the true number; launches are sized by it
 };
 
-// How many positions of a set to keep: always the first n_sink and the last n_recent, then the best.
-struct Budget {
-    int32_t keep = 0, n_sink = 0, n_recent = 0;
-};
-
 // Bins of equal width that cover a set's scores. Any values give exact selections; good ones give fast ones.
 struct Bins {
     float centre, per_unit;  // of the scores; bins per unit of score

@@ -1,0 +1,220 @@
+#include "backend/cuda/ops.h"
+
+#include <algorithm>
+#include <bit>
+#include <cstddef>
+#include <cstring>
+
+#include "backend/cuda/position.h"
+#include "backend/cuda/quantize.h"
+#include "backend/cuda/scores.h"
+#include "backend/cuda/weights.h"
+
+namespace fasa::cuda {
+namespace {
+
+constexpr int32_t least_bound = 1024;  // of the positions that a kept run serves
+
+// A kept run serves all lengths up to a power of two.
+int32_t bound_of(int32_t n_pos, int32_t n_ctx) {
+    const uint32_t bound = std::bit_ceil(static_cast<uint32_t>(std::max(n_pos, least_bound)));
+    return static_cast<int32_t>(std::min<uint32_t>(bound, static_cast<uint32_t>(n_ctx)));
+}
+
+}  // namespace
+
+size_t CudaOps::input_bytes(const OpsLimits& limits) {
+    return offsetof(Input, token) + sizeof(int32_t) * static_cast<size_t>(limits.n_batch);
+}
+
+LinearPrefill::Limits CudaOps::linear_limits(const OpsLimits& limits) {
+    const int64_t most = LinearPrefill::n_unpacked_max;
+    return {limits.n_batch, limits.n_in_max, limits.n_weight_max > 0 ? std::min(limits.n_weight_max, most) : most};
+}
+
+CudaOps::Memory CudaOps::Memory::take(Arena& arena, const OpsLimits& limits, const GpuInfo& gpu) {
+    Memory m;
+    m.input = reinterpret_cast<Input*>(arena.take<uint8_t>(input_bytes(limits)));
+    m.decode = DecodeScratch::take(arena, limits.n_in_max);
+    m.attention = AttentionDecode::Scratch::take(arena, gpu.n_sm, limits.head_dim);
+    m.prefill = PrefillScratch::take(arena, limits);
+    m.linear = arena.take<uint8_t>(LinearPrefill::scratch_bytes(linear_limits(limits)));
+    m.rank = RankScratch::take(arena, limits.n_head, limits.n_ctx);
+    m.observe = ObserveScratch::take(arena, limits);
+    return m;
+}
+
+size_t CudaOps::device_bytes(const OpsLimits& limits, const GpuInfo& gpu) {
+    Arena arena;
+    Memory::take(arena, limits, gpu);
+    return arena.used();
+}
+
+// The input, and the largest of what on_host is asked for: queries, a list of positions.
+size_t CudaOps::host_bytes(const OpsLimits& limits) {
+    const int64_t n_read = std::max<int64_t>(int64_t{limits.n_head} * limits.head_dim, limits.n_ctx);
+    return (input_bytes(limits) + 63) / 64 * 64 + sizeof(float) * static_cast<size_t>(n_read);
+}
+
+CudaOps::CudaOps(const OpsLimits& limits, const GpuInfo& gpu)
+    : limits_(limits),
+      gpu_(gpu),
+      device_memory_(device_bytes(limits, gpu), "workspace of the ops"),
+      host_memory_(host_bytes(limits), "input of the ops"),
+      memory_([&] {
+          Arena arena(device_memory_.data());
+          return Memory::take(arena, limits, gpu);
+      }()),
+      input_(static_cast<Input*>(host_memory_.data())),
+      read_(static_cast<uint8_t*>(host_memory_.data()) + (input_bytes(limits) + 63) / 64 * 64),
+      attention_({gpu.n_sm, gpu.shared_bytes}, memory_.attention),
+      tuning_(PrefillTuning::of_device()),
+      linear_(linear_limits(limits), memory_.linear) {
+    check(cudaMemsetAsync(device_memory_.data(), 0, device_memory_.n_bytes(), stream_.get()), "clearing the workspace");
+    memory_.rank.clear(limits.n_head, stream_.get());
+    stream_.wait();
+}
+
+CudaOps::~CudaOps() { cudaStreamSynchronize(stream_.get()); }
+
+void CudaOps::use_gpu() const { check(cudaSetDevice(gpu_.index), "choosing the GPU"); }
+
+void CudaOps::begin(const Batch& batch) {
+    use_gpu();
+    batch_ = batch;
+    input_->step = {batch.rows.seq, batch.rows.pos0};
+    std::copy_n(batch.tokens, batch.rows.n, input_->token);
+}
+
+void CudaOps::send_input() {
+    const size_t n_bytes = offsetof(Input, token) + sizeof(int32_t) * static_cast<size_t>(batch_.rows.n);
+    check(cudaMemcpyAsync(memory_.input, input_, n_bytes, cudaMemcpyHostToDevice, stream_.get()), "sending a batch");
+}
+
+void CudaOps::run(uint64_t key, const std::function<void()>& body) {
+    if (key == 0) {
+        n_pos_max_ = batch_.n_pos_max;
+        send_input();
+        return body();
+    }
+    n_pos_max_ = bound_of(batch_.n_pos_max, limits_.n_ctx);
+    Graph& kept = runs_[{key, n_pos_max_}];
+    if (!kept) {
+        keeping_ = true;
+        try {
+            kept = Graph(stream_, [&] {
+                send_input();
+                body();
+            });
+        } catch (...) {
+            keeping_ = false;
+            throw;
+        }
+        keeping_ = false;
+    }
+    kept.launch(stream_.get());
+}
+
+void CudaOps::wait() {
+    use_gpu();
+    stream_.wait();
+}
+
+const void* CudaOps::read(const void* x, size_t n_bytes) {
+    check(cudaMemcpyAsync(read_, x, n_bytes, cudaMemcpyDefault, stream_.get()), "reading from the device");
+    stream_.wait();
+    return read_;
+}
+
+const float* CudaOps::on_host(const float* x, int64_t n) {
+    return static_cast<const float*>(read(x, sizeof(float) * static_cast<size_t>(n)));
+}
+
+const int32_t* CudaOps::on_host(const int32_t* x, int64_t n) {
+    return static_cast<const int32_t*>(read(x, sizeof(int32_t) * static_cast<size_t>(n)));
+}
+
+void CudaOps::embed(float* x, const WeightView& w) {
+    cuda::embed(x, w, memory_.input->token, batch_.rows.n, stream_.get());
+}
+
+void CudaOps::linear(const LinearOut* out, int n_products, const LinearIn& in, int n) {
+    if (n <= n_decode_max) {
+        return linear_decode(out, n_products, {in.x, in.norm, in.eps, {}}, n, memory_.decode, stream_.get());
+    }
+    const int dim = static_cast<int>(out->w.n_in);
+    if (in.norm) rms_norm(in.normed, {}, in.x, in.norm, n, dim, in.eps, stream_.get());
+    linear_.run(out, n_products, in.norm ? in.normed : in.x, n, stream_.get());
+}
+
+void CudaOps::linear_glu(const LinearOut& gate, const LinearOut& up, const LinearIn& in, int n) {
+    if (n <= n_decode_max && !gate.bias && !up.bias && glu_fits(gate.w, up.w)) {
+        return linear_glu_decode(gate.y, gate.w, up.w, {in.x, in.norm, in.eps, {}}, n, memory_.decode, stream_.get());
+    }
+    const LinearOut both[] = {gate, up};
+    linear(both, 2, in, n);
+    glu(gate.y, {}, gate.y, up.y, n * gate.w.n_out, stream_.get());
+}
+
+void CudaOps::rope_store(float* q, const float* k, const float* v, int n_head, const HeadNorm& norm, const KvView& kv,
+                         Rows rows) {
+    cuda::rope_store(q, k, v, n_head, batch_.rope, norm, kv, &memory_.input->step, rows.n, stream_.get());
+}
+
+void CudaOps::attend_dense(float* y, const float* q, int n_head, float scale, const KvView& kv, Rows rows) {
+    const Step* step = &memory_.input->step;
+    if (rows.n <= n_decode_max) {
+        attention_.dense(y, q, n_head, scale, kv, step, rows.n, n_pos_max_, stream_.get());
+    } else {
+        attend_prefill(y, q, n_head, scale, kv, step, rows.n, n_pos_max_, {}, memory_.prefill, tuning_, stream_.get());
+    }
+}
+
+void CudaOps::attend_selected(float* y, const float* q, int n_head, float scale, const KvView& kv, int32_t,
+                              const Selection& selection) {
+    const int32_t longest = std::min(selection.capacity, n_pos_max_);
+    attention_.selected(y, q, n_head, scale, kv, &memory_.input->step, selection,
+                        counted_ ? std::min(counted_->keep, longest) : longest, stream_.get());
+}
+
+Past CudaOps::past(int32_t seq, int32_t n_pos) const {
+    return {&memory_.input->step, seq, keeping_ ? -1 : n_pos, keeping_ ? n_pos_max_ : n_pos};
+}
+
+void CudaOps::token_scores(float* scores, const SetQueries& queries, const KvView& kv, int32_t seq, int32_t n_pos,
+                           bool whole_key, const Budget* next) {
+    const Past p = past(seq, n_pos);
+    counted_.reset();
+    CountFor count;
+    if (next) {
+        counted_ = *next;
+        count = {*next, memory_.rank};
+    }
+    cuda::token_scores(scores, queries, kv, p, whole_key, next ? &count : nullptr, stream_.get());
+}
+
+void CudaOps::topk(const float* scores, int32_t n_pos, const Budget& budget, Selection& selection) {
+    cuda::topk(selection, scores, limits_.n_ctx, past(batch_.rows.seq, n_pos), budget, memory_.rank,
+               counted_.has_value(), stream_.get());
+}
+
+void CudaOps::attention_mass(float* mass, int n_set, const float* q, int n_head, float scale, const KvView& kv,
+                             Rows rows) {
+    cuda::attention_mass(mass, n_set, q, n_head, scale, kv, rows, memory_.observe, stream_.get());
+}
+
+void CudaOps::selected_mass(float* mass, const float* q, int n_head, float scale, const KvView& kv, int32_t seq,
+                            const Selection& selection) {
+    cuda::selected_mass(mass, q, n_head, scale, kv, past(seq, batch_.n_pos_max), selection, stream_.get());
+}
+
+void CudaOps::page_bounds(uint16_t* bounds, const KvView& kv, int32_t seq, int32_t page, int32_t first_page,
+                          int32_t n_pos, PageBounds kind) {
+    cuda::page_bounds(bounds, kv, past(seq, n_pos), page, first_page, kind, stream_.get());
+}
+
+void CudaOps::key_similarity(float* similarity, const KvView& kv, int32_t seq, int32_t n_pos) {
+    cuda::key_similarity(similarity, kv, past(seq, n_pos), memory_.observe, stream_.get());
+}
+
+}  // namespace fasa::cuda

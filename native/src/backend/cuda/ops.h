@@ -1,0 +1,101 @@
+// The ops of a context on a GPU. All work of a batch goes to one stream; a decode step is kept as a graph.
+#pragma once
+
+#include <map>
+#include <optional>
+#include <utility>
+
+#include "backend/backend.h"
+#include "backend/cuda/attention_decode.h"
+#include "backend/cuda/attention_prefill.h"
+#include "backend/cuda/linear_decode.h"
+#include "backend/cuda/linear_prefill.h"
+#include "backend/cuda/observe.h"
+#include "backend/cuda/topk.h"
+
+namespace fasa::cuda {
+
+struct GpuInfo {
+    int index, n_sm;
+    size_t shared_bytes;  // a block may have at most, when it asks for it
+};
+
+class CudaOps final : public Ops {
+   public:
+    CudaOps(const OpsLimits& limits, const GpuInfo& gpu);
+    ~CudaOps() override;
+    // Of device memory, and of host memory.
+    static size_t device_bytes(const OpsLimits& limits, const GpuInfo& gpu);
+    static size_t host_bytes(const OpsLimits& limits);
+
+    void begin(const Batch& batch) override;
+    void run(uint64_t key, const std::function<void()>& body) override;
+    void forget_runs() override { runs_.clear(); }
+    void wait() override;
+    const float* on_host(const float* x, int64_t n) override;
+    const int32_t* on_host(const int32_t* x, int64_t n) override;
+
+    void embed(float* x, const WeightView& w) override;
+    void linear(const LinearOut* out, int n_products, const LinearIn& in, int n) override;
+    void linear_glu(const LinearOut& gate, const LinearOut& up, const LinearIn& in, int n) override;
+    void rope_store(float* q, const float* k, const float* v, int n_head, const HeadNorm& norm, const KvView& kv,
+                    Rows rows) override;
+    void attend_dense(float* y, const float* q, int n_head, float scale, const KvView& kv, Rows rows) override;
+    void attend_selected(float* y, const float* q, int n_head, float scale, const KvView& kv, int32_t seq,
+                         const Selection& selection) override;
+    void token_scores(float* scores, const SetQueries& queries, const KvView& kv, int32_t seq, int32_t n_pos,
+                      bool whole_key, const Budget* next) override;
+    void topk(const float* scores, int32_t n_pos, const Budget& budget, Selection& selection) override;
+    void attention_mass(float* mass, int n_set, const float* q, int n_head, float scale, const KvView& kv,
+                        Rows rows) override;
+    void selected_mass(float* mass, const float* q, int n_head, float scale, const KvView& kv, int32_t seq,
+                       const Selection& selection) override;
+    void page_bounds(uint16_t* bounds, const KvView& kv, int32_t seq, int32_t page, int32_t first_page, int32_t n_pos,
+                     PageBounds kind) override;
+    void key_similarity(float* similarity, const KvView& kv, int32_t seq, int32_t n_pos) override;
+
+   private:
+    // What a batch brings to the device, in one copy.
+    struct Input {
+        Step step;
+        int32_t token[1];  // [n_batch]
+    };
+    struct Memory {
+        Input* input;
+        DecodeScratch decode;
+        AttentionDecode::Scratch attention;
+        PrefillScratch prefill;
+        uint8_t* linear;
+        RankScratch rank;
+        ObserveScratch observe;
+
+        static Memory take(Arena& arena, const OpsLimits& limits, const GpuInfo& gpu);
+    };
+    static size_t input_bytes(const OpsLimits& limits);
+    static LinearPrefill::Limits linear_limits(const OpsLimits& limits);
+
+    void send_input();
+    void use_gpu() const;
+    // The positions up to the row in progress while a step is kept; else those that the caller names.
+    Past past(int32_t seq, int32_t n_pos) const;
+    const void* read(const void* x, size_t n_bytes);
+
+    OpsLimits limits_;
+    GpuInfo gpu_;
+    Stream stream_;
+    DeviceBuffer device_memory_;
+    PinnedBuffer host_memory_;
+    Memory memory_;
+    Input* input_;  // on the host
+    uint8_t* read_;  // what on_host shows
+    AttentionDecode attention_;
+    PrefillTuning tuning_;
+    LinearPrefill linear_;
+    Batch batch_;
+    int32_t n_pos_max_ = 0;
+    bool keeping_ = false;         // a run is being kept
+    std::optional<Budget> counted_;  // what the scores made last were counted for
+    std::map<std::pair<uint64_t, int32_t>, Graph> runs_;  // by key and bound of positions
+};
+
+}  // namespace fasa::cuda
