@@ -65,7 +65,8 @@ Kernel aligned_kernel(int head_dim, bool wide) {
 bool is_aligned(const KvView& kv) {
     const bool has_kernel =
         kv.head_dim == 64 || kv.head_dim == 80 || kv.head_dim == 96 || kv.head_dim == 128 || kv.head_dim == 256;
-    return has_kernel && kv.n_dom % 8 == 0;
+    const auto bits = reinterpret_cast<uintptr_t>(kv.dom) | reinterpret_cast<uintptr_t>(kv.rest);
+    return has_kernel && kv.n_dom % 8 == 0 && bits % 16 == 0;
 }
 
 Kernel choose(const KvView& kv, const PrefillTuning& tuning) {

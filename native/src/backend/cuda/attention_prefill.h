@@ -35,7 +35,8 @@ struct PrefillScratch {
     static PrefillScratch take(Arena& arena, const OpsLimits& limits);
 };
 
-// What is best on a device. It decides on speed alone, never on what may be computed.
+// Which kernels to take: by what is best on a device, or by what a test is about. Rows give the same bits in all calls
+// of the same wide and unaligned.
 struct PrefillTuning {
     bool wide = false;       // 32 rows a warp instead of 16: for 160 KiB of shared memory a multiprocessor and more
     bool unaligned = false;  // take the kernels for any n_dom and head_dim though the 128-bit ones could serve
@@ -47,9 +48,10 @@ struct PrefillTuning {
 // y[i] = softmax(scale q[i] · keys) values over the positions 0 .. step->pos0 + i of sequence step->seq, per head;
 // q and y [n][n_head][head_dim], apart from each other, dims of q in the order of the cache; head_dim even and at most
 // max_head_dim, n_dom even, n_head a multiple of n_head_kv, scale > 0. n_pos_max >= step->pos0 + n bounds the launches;
-// all else is read on the device. q is rounded to half precision (head_dim up to 256): errors of 1e-3 of the values'
-// spread at scores of 10. Positions past a row's own do not reach it, whatever they hold. Scratch: of limits that cover
-// the call. Pointers, kv's included, are the device's, those to floats and halves 16-byte aligned.
+// all else is read on the device. Positions past a row's own do not reach it, whatever they hold. Up to a head_dim of
+// 256 q and the weights are rounded to half precision, which moves y by 2e-4 of the values' spread at scores of about
+// 1, by 1e-3 at scores of about 10. Scratch: of limits that cover the call. Pointers, kv's included, are the device's;
+// q, y and scratch 16-byte aligned.
 void attend_prefill(float* y, const float* q, int n_head, float scale, const KvView& kv, const Step* step, int32_t n,
                     int32_t n_pos_max, const PrefillRange& range, const PrefillScratch& scratch,
                     const PrefillTuning& tuning, cudaStream_t stream);
