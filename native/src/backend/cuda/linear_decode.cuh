@@ -60,11 +60,13 @@ inline constexpr int max_warps = N > 2   ? 16
 template <int N>
 inline constexpr int max_warps_mixed = N > 1 ? 12 : 16;
 
-// Weight rows under way in each thread: about as many bytes for every type. Even, as gates and their mates take turns.
+// Weight rows under way in each thread: about as many bytes for every type, as far as there are registers.
 template <DType T, int N>
-inline constexpr int rows_ahead = T == FASA_DTYPE_Q8_0                                        ? 2
-                                  : N == 1 && (sizeof(Part<T>) <= 20 || T == FASA_DTYPE_Q3_K) ? 6
-                                                                                              : 4;
+constexpr int rows_ahead() {
+    if (T == FASA_DTYPE_Q8_0) return 2;
+    if (T == FASA_DTYPE_Q6_K || T == FASA_DTYPE_Q5_K) return 3;
+    return N == 1 && sizeof(Part<T>) <= 20 && T != FASA_DTYPE_Q3_K ? 6 : 4;
+}
 
 constexpr int power_of_two(int n) { return n <= 1 ? 1 : 2 * power_of_two((n + 1) / 2); }
 
@@ -108,16 +110,16 @@ struct Place {
 
 // The weight rows of a team in a chunk, of a gate and its mate in turns: where each lies, and where its sum goes.
 struct TeamRows {
-    const uint8_t* next;  // the row to load next
-    int64_t step[2];      // from an even row to the next one, from an odd one
+    const uint8_t* next;          // the row to load next
+    int64_t from_even, from_odd;  // to the next row
     int n, team, n_teams, glu;
 
     __device__ TeamRows(const Product& product, bool is_glu, const Place& place, int64_t first, int n_rows)
         : team(place.team), n_teams(product.n_teams), glu(is_glu ? 1 : 0) {
         next = product.w + (first + team) * product.row_bytes;
         const int64_t to_next = static_cast<int64_t>(product.row_bytes) * n_teams;
-        step[0] = is_glu ? product.to_up : to_next;
-        step[1] = is_glu ? to_next - product.to_up : to_next;
+        from_even = is_glu ? product.to_up : to_next;
+        from_odd = is_glu ? to_next - product.to_up : to_next;
         const bool works = team < n_teams && team < n_rows;
         n = works ? (divided_by(product.n_teams_inverse, n_rows - 1 - team) + 1) << glu : 0;
     }
@@ -128,8 +130,7 @@ struct TeamRows {
 // What a thread multiplies and where the sums of its warp go.
 template <DType T, int N>
 struct Worker {
-    static constexpr int R = rows_ahead<T, N>, M = power_of_two(R * N);
-    static_assert(R % 2 == 0);
+    static constexpr int R = rows_ahead<T, N>(), M = power_of_two(R * N);
     Part<T> weights[R];
     ActivationPart<T, N> x;
     int part, n_parts;
@@ -141,15 +142,15 @@ struct Worker {
         part = min(thread_of_row, n_parts - 1);
     }
 
-    __device__ void load_next(TeamRows& rows, int u) {
+    __device__ void load_next(TeamRows& rows, int row, int u) {
         weights[u].load(rows.next, n_parts, part);
-        rows.next += rows.step[u % 2];
+        rows.next += row % 2 == 0 ? rows.from_even : rows.from_odd;
     }
 
     __device__ void start(TeamRows& rows) {
 #pragma unroll
         for (int u = 0; u < R; ++u) {
-            if (u < rows.n) load_next(rows, u);
+            if (u < rows.n) load_next(rows, u, u);
         }
     }
 
@@ -157,16 +158,14 @@ struct Worker {
     __device__ void run(TeamRows& rows, const Place& place, float* sums, int n_sums, int team_warps, bool later_pass) {
         const int mine = place.lane / (WARP / M);  // of the M sums of R rows; of those, the ones that one lane writes
         const bool writes = place.lane % (WARP / M) == 0 && mine < R * N;
-        float* sum = sums + (rows.place_of_sum(mine / N) * n_sums + mine % N) * team_warps + place.warp;
-        const int sum_step = R * rows.n_teams * n_sums * team_warps;
-        for (int row = 0; row < rows.n; row += R, sum += sum_step) {
+        for (int row = 0; row < rows.n; row += R) {
             float y[M];
 #pragma unroll
             for (int u = 0; u < R; ++u) {
                 float product[N] = {};
                 if (row + u < rows.n) {
                     x.dot(weights[u], part, product);
-                    if (row + u + R < rows.n) load_next(rows, u);
+                    if (row + u + R < rows.n) load_next(rows, row + u + R, u);
                 }
 #pragma unroll
                 for (int j = 0; j < N; ++j) y[u * N + j] = inside ? product[j] : 0.0f;
@@ -174,7 +173,11 @@ struct Worker {
 #pragma unroll
             for (int i = R * N; i < M; ++i) y[i] = 0;
             const float total = sums_of_warp<M>(y, place.lane);
-            if (writes && row + mine / N < rows.n) *sum = later_pass ? *sum + total : total;
+            const int sum_row = row + mine / N;
+            if (writes && sum_row < rows.n) {
+                float& sum = sums[(rows.place_of_sum(sum_row) * n_sums + mine % N) * team_warps + place.warp];
+                sum = later_pass ? sum + total : total;
+            }
         }
     }
 };
