@@ -103,9 +103,12 @@ export_package() { export FASA_LIBRARY=$build/libfasa.so PYTHONPATH=$root${PYTHO
 step_models() {
     have_modules numpy cffi || return "$skipped"
     export_package
-    [[ -e $out/ops.json ]] || "$build/fasa_gpu_ops" --json "$out/ops.json" limits
+    local limits=()
+    if [[ -e $out/ops.json ]] || "$build/fasa_gpu_ops" --json "$out/ops.json" limits; then
+        limits=(--ops "$out/ops.json")
+    fi
     # shellcheck disable=SC2086 # lists of words
-    "$python" bench/gpu_models.py $models --ops "$out/ops.json" --json "$out/models.json" --seconds $((seconds - 20)) \
+    "$python" bench/gpu_models.py $models "${limits[@]}" --json "$out/models.json" --seconds $((seconds - 20)) \
         ${peer:+--peer "$peer"} $models_args
     echo "all models measured"
 }
