@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 _VERSION = 1  # of the keys in the file
 _PREFIX = "fasa."
+_DEFAULT_SAMPLES = 4  # of the package's own text; they share its tokens, which are read once
 _READING, _WRITING = 0.35, 0.15  # shares of the progress; the rest is the calibration itself
 _INT_MAX = 2**31 - 1
 
@@ -222,7 +223,7 @@ def calibrate(
     source: str | None = None,
     k: int = 256,
     criterion: str = "mass",
-    n_steps: int = 128,
+    n_steps: int = 64,
     n_samples: int | None = None,
     n_tip: int | None = None,
     n_fac: int = 256,
@@ -253,7 +254,8 @@ def calibrate(
         Decode steps of each sample that are compared. Four times as many tokens are generated, greedily, and the steps
         are spread over them.
     n_samples
-        Samples of the text; None: one. With prompts, their number.
+        Samples of the text; None: four of the package's own, each with other questions about it, and one of ``text``.
+        With prompts, their number.
     n_tip
         Number of dominant chunks to recommend in the file; None: no recommendation.
     n_fac, n_sink, n_recent
@@ -290,7 +292,7 @@ def calibrate(
         n_recent=whole_number("n_recent", n_recent, 0, _INT_MAX),
         per_head=per_head,
     )
-    n_samples = whole_number("n_samples", n_samples or 1, 1, 4096)
+    n_samples = whole_number("n_samples", n_samples or (_DEFAULT_SAMPLES if text is None else 1), 1, 4096)
     with nullcontext(model) if isinstance(model, Llama) else Llama(
         model, n_ctx=64, n_threads=n_threads, method="full"
     ) as llm:  # fmt: skip
@@ -314,7 +316,11 @@ def _run(
     with closing(Context(llm._model, settings)) as context:
         recorder = _Recorder(llm, context, plan.n_generated * len(samples))
         for seq, sample in enumerate(samples):
-            recorder.run(seq, sample, plan.n_generated, _part(progress, seq, len(samples), _READING + _WRITING))
+            n_known = _n_shared(samples[0], sample) if seq > 0 else 0
+            context.copy(seq, 0, n_known)
+            recorder.run(
+                seq, sample, n_known, plan.n_generated, _part(progress, seq, len(samples), _READING + _WRITING)
+            )
         rest = _READING + _WRITING
         ca, order, order_head, n_used = native_calibrate(
             context, llm.info, plan.k, plan.n_fac, plan.n_sink, plan.n_recent,
@@ -333,6 +339,14 @@ def _run(
     )  # fmt: skip
 
 
+def _n_shared(first: Sample, other: Sample) -> int:
+    """Tokens that another sample begins with as the first one does, without the last few: what is left to read is a
+    prompt, not a decode step, and gives the same bits as the whole."""
+    a, b = first.turns[0], other.turns[0]
+    n = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+    return max(0, min(n, len(b) - lib.FASA_ROWS_ALIKE))
+
+
 def _part(progress: Progress, i: int, n: int, share: float) -> Progress:
     """The progress of the i-th of n equal parts of a share."""
     return lambda fraction: progress(share * (i + fraction) / n)
@@ -345,11 +359,14 @@ class _Recorder:
         self._context, self._ends = context, llm._vocabulary.eog_ids
         context._interrupt.check(lib.fasa_tap_start(context._handle, n_steps))
 
-    def run(self, seq: int, sample: Sample, n_generated: int, progress: Progress) -> None:
-        """The tokens to write are shared out over the turns; what short answers leave goes to the last turn."""
+    def run(self, seq: int, sample: Sample, n_known: int, n_generated: int, progress: Progress) -> None:
+        """The tokens to write are shared out over the turns; what short answers leave goes to the last turn.
+
+        The sequence holds the first n_known tokens of the first turn already.
+        """
         share, n_left = -(-n_generated // len(sample.turns)), n_generated
-        reading, n_given = _READING / (_READING + _WRITING), 0
-        for i, turn in enumerate(sample.turns):
+        reading, n_given = _READING / (_READING + _WRITING), n_known
+        for i, turn in enumerate([sample.turns[0][n_known:], *sample.turns[1:]]):
             before = n_given
 
             def read(fraction: float, before: int = before, n: int = len(turn)) -> None:

@@ -372,6 +372,10 @@ class Context:
         """Keep the first n_tokens of the sequence."""
         check(lib.fasa_seq_truncate(self._handle, seq, n_tokens))
 
+    def copy(self, dst: int, src: int, n_tokens: int) -> None:
+        """Make the first n_tokens of one sequence all that another holds."""
+        check(lib.fasa_seq_copy(self._handle, dst, src, n_tokens))
+
     def save(self, seq: int, path: str | os.PathLike[str]) -> None:
         """Write the sequence (tokens, keys, values) to a file."""
         check(lib.fasa_seq_save(self._handle, seq, path_bytes(path)))

@@ -44,8 +44,10 @@ def arguments() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument("--k", type=int, default=256, help="best positions that are compared (default: 256)")
     parser.add_argument("--criterion", choices=("ca", "mass"), default="mass", help="of dominant chunks")
-    parser.add_argument("--steps", type=int, default=128, metavar="N", help="decode steps of a sample (default: 128)")
-    parser.add_argument("--samples", type=int, metavar="N", help="parts of the text (default: 1)")
+    parser.add_argument("--steps", type=int, default=64, metavar="N", help="decode steps of a sample (default: 64)")
+    parser.add_argument(
+        "--samples", type=int, metavar="N", help="parts of the text (default: 1; 4 of the package's own)"
+    )
     parser.add_argument("--n-tip", type=int, metavar="N", help="dominant chunks to recommend (default: a quarter)")
     parser.add_argument("-t", "--threads", type=int, metavar="N", help="CPU threads (default: all usable cores)")
     parser.add_argument("--force", action="store_true", help="replace OUT.gguf if it exists")

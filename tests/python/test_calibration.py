@@ -269,6 +269,14 @@ def test_several_samples_and_prompts(vocabulary_model: Path) -> None:
     assert np.array_equal(by_prompts.ca, same.ca) and np.array_equal(by_prompts.order, same.order)
 
 
+def test_samples_that_begin_alike_are_read_as_if_each_were_alone(vocabulary_model: Path) -> None:
+    begin = list(range(100, 180))
+    prompts = [[*begin, *range(200, 230)], [*begin, *range(300, 320)], begin[:60]]
+    together = calibrate(vocabulary_model, prompts=prompts, **BARE, n_steps=2, criterion="ca")
+    alone = [calibrate(vocabulary_model, prompts=[p], **BARE, n_steps=2, criterion="ca").ca for p in prompts]
+    np.testing.assert_allclose(together.ca, np.mean(alone, axis=0), atol=1e-6)
+
+
 def test_loaded_model_keeps_its_conversation(vocabulary_model: Path) -> None:
     with fasa_py.Llama(vocabulary_model) as llm:
         llm.generate("abc", max_tokens=4)
