@@ -254,6 +254,15 @@ def test_table_says_how_it_was_made(table: CalibrationTable, vocabulary_model: P
         assert llm.method.name == "fasa" and llm.method.criterion == "mass"
 
 
+@pytest.mark.parametrize("per_head", [True, False])
+def test_default_criterion_is_the_tables_where_it_has_such_sets(per_head: bool, vocabulary_model: Path) -> None:
+    table = calibrate(vocabulary_model, text="abcdefgh" * 60, **BARE, n_steps=2, per_head=per_head)
+    with fasa_py.Llama(vocabulary_model, table=table, method="fasa", n_tip=3, granularity="head") as llm:
+        assert llm.method.criterion == ("mass" if per_head else "ca")
+        llm.set_method("fasa", n_tip=3)
+        assert llm.method.criterion == "mass"
+
+
 def test_several_samples_and_prompts(vocabulary_model: Path) -> None:
     progress: list[float] = []
     by_text = calibrate(vocabulary_model, text="abcdefgh" * 60, **BARE, n_steps=2, n_samples=3, criterion="ca",

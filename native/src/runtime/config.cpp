@@ -22,11 +22,11 @@ void check_range(const char* name, int32_t value, int32_t max) {
     }
 }
 
-// The default criterion, also of a query head's sets, where a table may lack the joint ones.
+// The default is the table's own, unless it lacks the joint sets of query heads.
 Criterion resolve_criterion(fasa_criterion asked, const Table* table, bool per_head) {
     if (asked == FASA_CRITERION_CA) return Criterion::ca;
     if (asked == FASA_CRITERION_MASS) return Criterion::mass;
-    if (!table || per_head) return Criterion::ca;
+    if (!table || (per_head && table->order_head.empty())) return Criterion::ca;
     return table->criterion;
 }
 
