@@ -99,7 +99,7 @@ def table(rows: list[dict[str, Any]], n_bytes: int, bandwidth: float, n_threads:
     lines = [
         f"{n_threads} threads, read bandwidth {bandwidth:.1f} GB/s. Decode, tokens/s, medians.",
         "",
-        "| context | peer, flash on | flash off | dense | fasa | fasa / flash on | / flash off | / dense "
+        "| context | peer, flash off | flash on | dense | fasa | fasa / flash off | / flash on | / dense "
         "| KV MB a step, dense | fasa | of bandwidth |",
         "| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
