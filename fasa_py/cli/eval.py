@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--methods", nargs="+", metavar="METHOD", default=list(_DEFAULTS.methods),
         help="dense, fasa-mass, fasa-ca, fasa-paper, a method of the engine, or METHOD:setting=value,...",
     )  # fmt: skip
-    group.add_argument("--n-tip", nargs="+", type=int, metavar="N", default=[], help="dominant chunks a head")
+    group.add_argument("--n-tip", nargs="+", type=_budget, metavar="N", default=[], help="dominant chunks a head")
     group.add_argument("--n-fac", nargs="+", type=_budget, metavar="N", default=[], help="positions attended to")
     group.add_argument("--split", action="store_true", help="store dominant keys apart, as the first fasa method does")
     group = parser.add_argument_group("data of your own")

@@ -34,7 +34,7 @@ class Settings:
     methods: Sequence[str] = ("dense", "fasa")
     lengths: Sequence[int] = (4096, 8192)
     n_cases: int = 16
-    n_tip: Sequence[int] = ()
+    n_tip: Sequence[int | float] = ()
     n_fac: Sequence[int | float] = ()
     seed: int = 0
     answers: str = "auto"

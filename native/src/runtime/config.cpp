@@ -1,6 +1,7 @@
 #include "runtime/config.h"
 
 #include <algorithm>
+#include <cmath>
 #include <numeric>
 
 #include "base/error.h"
@@ -20,6 +21,13 @@ void check_range(const char* name, int32_t value, int32_t max) {
     if (value < 0 || value > max) {
         fail(FASA_ERROR_ARGUMENT, "%s is %d, expected 0 (the default) to %d", name, value, max);
     }
+}
+
+int32_t share_of_chunks(float fraction, int32_t n_chunk) {
+    if (!(fraction > 0 && fraction <= 1)) {
+        fail(FASA_ERROR_ARGUMENT, "n_tip_fraction is %g, expected more than 0, up to 1", static_cast<double>(fraction));
+    }
+    return std::max(1, static_cast<int32_t>(std::lround(fraction * static_cast<float>(n_chunk))));
 }
 
 // The default is the table's own, unless it lacks the joint sets of query heads.
@@ -55,6 +63,7 @@ SelectConfig resolve_method(const Model& model, const fasa_method_params& p, con
     const int32_t advised = table ? table->n_tip : 0;
     const int32_t n_tip = advised > 0 ? advised : std::max(1, chunk_layout(model.h).n_chunk() / 4);
     c.n_tip = p.n_tip == 0 ? n_tip : p.n_tip;
+    if (p.n_tip_fraction != 0) c.n_tip = share_of_chunks(p.n_tip_fraction, chunk_layout(model.h).n_chunk());
     c.n_fac = p.n_fac;
     c.n_fac_fraction = p.n_fac_fraction;
     c.n_sink = p.n_sink;
