@@ -22,6 +22,7 @@ import numpy as np
 from side_by_side import REPOSITORY, Peer, Worker, read_bandwidth, token
 
 METHODS = ("dense", "fasa")
+BREAK_EVEN = 512  # tokens from which fasa's steps are sparse
 VARIANTS = Peer.variants
 
 
@@ -91,6 +92,8 @@ def measure(ours: OursSparse, peer: Worker | None, depth: int, repeats: int, n: 
                 if repeat > 0 or repeats == 1:  # before the first one the cache was filled
                     peer_speed[name].append(speed)
     speeds = {name: 1 / statistics.median(values) for name, values in seconds.items()}
+    if depth >= BREAK_EVEN and result["layers_sparse"] == 0:
+        raise SystemExit(f"at {depth} tokens no layer was sparse: nothing to compare")
     speeds |= {name: statistics.median(values) for name, values in peer_speed.items() if values}
     return {"depth": depth, "tokens_per_s": speeds, **{key: result[key] for key in ("kv_bytes", "layers_sparse")}}
 
@@ -99,15 +102,16 @@ def table(rows: list[dict[str, Any]], n_bytes: int, bandwidth: float, n_threads:
     lines = [
         f"{n_threads} threads, read bandwidth {bandwidth:.1f} GB/s. Decode, tokens/s, medians.",
         "",
-        "| context | peer, flash off | flash on | dense | fasa | fasa / flash off | / flash on | / dense "
-        "| KV MB a step, dense | fasa | of bandwidth |",
-        "| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| context | sparse layers | peer, flash off | flash on | dense | fasa | fasa / flash off | / flash on "
+        "| / dense | KV MB a step, dense | fasa | of bandwidth |",
+        "| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for row in rows:
         speed, kv = row["tokens_per_s"], row["kv_bytes"]
         peers = [speed.get(name) for name in VARIANTS]
         share = (n_bytes + kv["fasa"]) * speed["fasa"] / bandwidth / 1e9
-        cells = [f"{row['depth']}", *(f"{x:.2f}" if x else "" for x in (*peers, speed["dense"], speed["fasa"]))]
+        cells = [str(row["depth"]), str(row["layers_sparse"])]
+        cells += [f"{x:.2f}" if x else "" for x in (*peers, speed["dense"], speed["fasa"])]
         cells += [f"{speed['fasa'] / x:.2f}" if x else "" for x in (*peers, speed["dense"])]
         cells += [f"{kv['dense'] / 1e6:.1f}", f"{kv['fasa'] / 1e6:.1f}", f"{share:.0%}"]
         lines.append("| " + " | ".join(cells) + " |")
@@ -118,9 +122,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--depths", type=int, nargs="+", default=[256, 512, 1024, 4096, 8192, 16384])
+    parser.add_argument("--depths", type=int, nargs="+", default=[256, 512, 1024, 2048, 4096, 8192, 16384])
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--tokens", type=int, default=16)
+    parser.add_argument("--tokens", type=int, default=12)
     parser.add_argument("--no-peer", action="store_true")
     parser.add_argument("--peer", type=Path, default=REPOSITORY / "build" / "peer-venv" / "bin" / "python")
     parser.add_argument("--json", type=Path, default=REPOSITORY / "build" / "sparse_decode.json")
