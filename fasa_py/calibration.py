@@ -25,9 +25,8 @@ from .gguf import GGUF
 from .gguf_writer import copy_with_metadata
 from .llama import Llama
 from .method import Method
-from .model import Context, ContextSettings, Model, Progress
+from .model import Context, ContextSettings, Progress
 from .sampling import whole_number
-from .table import Table
 
 if TYPE_CHECKING:
     from .calibration_diagnostics import Diagnostics
@@ -60,10 +59,6 @@ class CalibrationTable:
     model_sha256: str  # of the tensors' data, in file order
     n_tip: int | None = None  # recommended number of dominant chunks; None: a quarter of them
     diagnostics: Diagnostics | None = None  # not stored in files
-
-    def to_native(self, model: Model) -> Table:
-        """For contexts of the model. :raises FormatError: it is not the model's"""
-        return Table(model, self.ca, self.order, self.order_head, self.criterion)
 
     def dominant(self, layer: int, head_kv: int, n_tip: int | None = None, criterion: str | None = None) -> list[int]:
         """The n_tip chunks of a KV head that rank positions, best first.
@@ -201,6 +196,12 @@ def tensor_sha256(gguf: GGUF) -> str:
 # -- calibrating -----------------------------------------------------------------------------------------------------
 
 
+class _Uncalibrated(Llama):
+    """A model as if its file carried no table: what a damaged or old one is replaced from."""
+
+    _ignore_table = True
+
+
 @dataclass(frozen=True)
 class _Plan:
     """The settings of a calibration, checked."""
@@ -239,7 +240,8 @@ def calibrate(
     Parameters
     ----------
     model
-        A model file, or a loaded :class:`Llama`, whose own conversations stay as they are; None: the demo model.
+        A model file, or a loaded :class:`Llama`, whose own conversations stay as they are; None: the demo model. A
+        table that the file carries is not looked at.
     text
         A text to continue. Neither text nor prompts: the text that comes with the package, with questions about it.
     prompts
@@ -255,7 +257,7 @@ def calibrate(
         are spread over them.
     n_samples
         Samples of the text; None: four of the package's own, each with other questions about it, and one of ``text``.
-        With prompts, their number.
+        Not with prompts: each of them is one.
     n_tip
         Number of dominant chunks to recommend in the file; None: no recommendation.
     n_fac, n_sink, n_recent
@@ -273,12 +275,15 @@ def calibrate(
     Raises
     ------
     ValueError
-        A value is out of its range, or no step had more than k positions before it: the text is too short.
+        A value is out of its range, settings contradict each other, or no step had more than k positions before it: the
+        text is too short.
     ContextFullError, OutOfMemoryError
         A prompt does not fit the model's context, or the samples do not fit in memory.
     """
     if text is not None and prompts is not None:
         raise ValueError("give text or prompts, not both")
+    if prompts is not None and n_samples is not None:
+        raise ValueError("n_samples divides a text; each of the prompts is one sample: leave it out")
     if criterion not in ("ca", "mass"):
         raise ValueError(f'criterion must be "ca" or "mass", not {criterion!r}')
     n_steps = whole_number("n_steps", n_steps, 1, 1 << 16)
@@ -292,8 +297,10 @@ def calibrate(
         n_recent=whole_number("n_recent", n_recent, 0, _INT_MAX),
         per_head=per_head,
     )
-    n_samples = whole_number("n_samples", n_samples or (_DEFAULT_SAMPLES if text is None else 1), 1, 4096)
-    with nullcontext(model) if isinstance(model, Llama) else Llama(
+    if n_samples is None:
+        n_samples = _DEFAULT_SAMPLES if text is None else 1
+    n_samples = whole_number("n_samples", n_samples, 1, 4096)
+    with nullcontext(model) if isinstance(model, Llama) else _Uncalibrated(
         model, n_ctx=64, n_threads=n_threads, method="full"
     ) as llm:  # fmt: skip
         if n_tip is not None:

@@ -135,6 +135,8 @@ class Llama(OpenAIStyle):
         A setting is out of its range, or the method needs a table and neither file nor ``table`` has one.
     """
 
+    _ignore_table = False  # the file's own: calibration makes another
+
     def __init__(
         self,
         path: str | os.PathLike[str] | None = None,
@@ -185,7 +187,7 @@ class Llama(OpenAIStyle):
             options.get("chat_format"), chat_template is not None or "tokenizer.chat_template" in self._gguf.metadata
         )
         with progress_bar(f"loading {self.path.name}") as progress:
-            self._model = Model(self._gguf, device, n_threads, progress)
+            self._model = Model(self._gguf, device, n_threads, progress, self._ignore_table)
         self.info: ModelInfo = self._model.info
         self._vocabulary = Vocabulary(self._gguf, self.info.n_vocab)
         self._chat_template_choice = chat_template

@@ -189,10 +189,16 @@ class Model:
     :param device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``
     :param n_threads: CPU threads; None: all cores usable by this process
     :param progress: called with the fraction loaded; an exception in it stops the load
+    :param ignore_table: load as if the file carried no calibration table, so that a damaged one can be replaced
     """
 
     def __init__(
-        self, gguf: GGUF, device: str = "auto", n_threads: int | None = None, progress: Progress | None = None
+        self,
+        gguf: GGUF,
+        device: str = "auto",
+        n_threads: int | None = None,
+        progress: Progress | None = None,
+        ignore_table: bool = False,
     ) -> None:
         interrupt = _Interrupt()
         callback = interrupt.progress_callback(progress)
@@ -201,6 +207,7 @@ class Model:
         params.device, params.device_index = parse_device(device)
         params.n_threads = n_threads or 0
         params.progress = callback
+        params.ignore_table = ignore_table
         out = ffi.new("fasa_model **")
         interrupt.check(lib.fasa_model_load(out, gguf._handle, params))
         self._handle: Any = ffi.gc(out[0], lib.fasa_model_free)
