@@ -33,7 +33,7 @@ extern "C" {
 /* cdef begin */
 
 /* FASA_ROWS_ALIKE: a prompt reused up to this many tokens before its end gives the same logits as all of it. */
-enum { FASA_ABI_VERSION = 1, FASA_MAX_DIMS = 4, FASA_ROWS_ALIKE = 10 };
+enum { FASA_ABI_VERSION = 2, FASA_MAX_DIMS = 4, FASA_ROWS_ALIKE = 10 };
 
 typedef enum fasa_status {
     FASA_OK                 = 0,
