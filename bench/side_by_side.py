@@ -24,6 +24,7 @@ from typing import Any
 REPOSITORY = Path(__file__).resolve().parents[1]
 DEPTHS = (0, 4096)  # tokens in the context before decoding
 N_PREFILL = 512
+N_REPEATED = 256  # tokens that a made-up cache repeats
 
 
 def token(i: int) -> int:
@@ -87,6 +88,22 @@ class Peer:
     def truncate(self, variant: str, n: int) -> None:
         self.llama.llama_memory_seq_rm(self.llama.llama_get_memory(self.contexts[variant]), 0, n, -1)
 
+    def repeat(self, variant: str, depth: int) -> None:
+        """Fill the cache up to depth, a multiple of N_REPEATED, with the same few tokens over and over."""
+        from peer_state import repeated
+
+        context = self.contexts[variant]
+        self.truncate(variant, 0)
+        self.decode(variant, [token(i) for i in range(N_REPEATED)])
+        n_bytes = self.llama.llama_state_seq_get_size(context, 0)
+        state = (self.c.c_uint8 * n_bytes)()
+        self.llama.llama_state_seq_get_data(context, state, n_bytes, 0)
+        self.truncate(variant, 0)
+        long = repeated(bytes(state), depth // N_REPEATED)
+        array = (self.c.c_uint8 * len(long)).from_buffer_copy(long)
+        if self.llama.llama_state_seq_set_data(context, array, len(long), 0) != len(long):
+            raise RuntimeError("llama.cpp refused the repeated state")
+
     def report(self) -> dict[str, Any]:
         return {}
 
@@ -113,7 +130,9 @@ def serve(name: str, path: str, n_ctx: int, n_threads: int) -> None:
             print(json.dumps({**engine.report(), "peak_bytes": peak_memory()}), flush=True)
             continue
         variant, depth, n = request["variant"], request["depth"], request["n"]
-        if lengths[variant] > depth:
+        if request.get("repeat") and lengths[variant] < depth:
+            engine.repeat(variant, depth)
+        elif lengths[variant] > depth:
             engine.truncate(variant, depth)
         elif lengths[variant] < depth:
             engine.decode(variant, [token(i) for i in range(lengths[variant], depth)])

@@ -3,8 +3,9 @@
     python bench/sparse_decode.py model.gguf [--threads 2] [--depths 1024 4096 8192 16384] [--repeats 3] [--no-peer]
 
 Dense and sparse steps run on the same KV cache, at the shipped defaults. A model without a table gets a made-up one:
-that changes which tokens are chosen, not how many bytes are read. The peer runs with the flash-attention setting that
-is faster for decoding on CPUs (off). Every figure is a median, every ratio one of medians of the same run.
+that changes which tokens are chosen, not how many bytes are read. The peer runs with flash attention on, and off, which
+is faster for decoding on CPUs; its cache repeats the same 256 tokens, and depths are multiples of that.
+Every figure is a median, every ratio one of medians of the same run.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ import numpy as np
 from side_by_side import REPOSITORY, Peer, Worker, read_bandwidth, token
 
 METHODS = ("dense", "fasa")
+BREAK_EVEN = 512  # tokens from which fasa's steps are sparse
+VARIANTS = Peer.variants
 
 
 class OursSparse:
@@ -77,19 +80,21 @@ def measure(ours: OursSparse, peer: Worker | None, depth: int, repeats: int, n: 
     ours.fill(depth)
     ours.decode(depth, 4)  # warm up
     seconds: dict[str, list[float]] = {name: [] for name in METHODS}
-    peer_speed: list[float] = []
+    peer_speed: dict[str, list[float]] = {name: [] for name in VARIANTS}
     result: dict[str, Any] = {}
     for repeat in range(repeats):
         result = ours.decode(depth, n)
         for name in METHODS:
             seconds[name] += result["seconds"][name]
         if peer is not None:
-            speed = peer.ask(do="decode", depth=depth, n=n, variant="flash off")["tokens_per_s"]
-            if repeat > 0 or repeats == 1:  # the first one also filled the cache
-                peer_speed.append(speed)
+            for name in VARIANTS:
+                speed = peer.ask(do="decode", depth=depth, n=n, variant=name, repeat=True)["tokens_per_s"]
+                if repeat > 0 or repeats == 1:  # before the first one the cache was filled
+                    peer_speed[name].append(speed)
     speeds = {name: 1 / statistics.median(values) for name, values in seconds.items()}
-    if peer_speed:
-        speeds["peer"] = statistics.median(peer_speed)
+    if depth >= BREAK_EVEN and result["layers_sparse"] == 0:
+        raise SystemExit(f"at {depth} tokens no layer was sparse: nothing to compare")
+    speeds |= {name: statistics.median(values) for name, values in peer_speed.items() if values}
     return {"depth": depth, "tokens_per_s": speeds, **{key: result[key] for key in ("kv_bytes", "layers_sparse")}}
 
 
@@ -97,22 +102,19 @@ def table(rows: list[dict[str, Any]], n_bytes: int, bandwidth: float, n_threads:
     lines = [
         f"{n_threads} threads, read bandwidth {bandwidth:.1f} GB/s. Decode, tokens/s, medians.",
         "",
-        "| context | peer | dense | fasa | fasa / peer | fasa / dense | KV MB a step, dense | fasa | of bandwidth |",
-        "| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| context | sparse layers | peer, flash off | flash on | dense | fasa | fasa / flash off | / flash on "
+        "| / dense | KV MB a step, dense | fasa | of bandwidth |",
+        "| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for row in rows:
         speed, kv = row["tokens_per_s"], row["kv_bytes"]
-        peer = speed.get("peer")
+        peers = [speed.get(name) for name in VARIANTS]
         share = (n_bytes + kv["fasa"]) * speed["fasa"] / bandwidth / 1e9
-        against = (
-            f"{peer:.2f} | {speed['dense']:.2f} | {speed['fasa']:.2f} | {speed['fasa'] / peer:.2f}"
-            if peer
-            else (f"| {speed['dense']:.2f} | {speed['fasa']:.2f} | ")
-        )
-        lines.append(
-            f"| {row['depth']} | {against} | {speed['fasa'] / speed['dense']:.2f} | {kv['dense'] / 1e6:.1f} | "
-            f"{kv['fasa'] / 1e6:.1f} | {share:.0%} |"
-        )
+        cells = [str(row["depth"]), str(row["layers_sparse"])]
+        cells += [f"{x:.2f}" if x else "" for x in (*peers, speed["dense"], speed["fasa"])]
+        cells += [f"{speed['fasa'] / x:.2f}" if x else "" for x in (*peers, speed["dense"])]
+        cells += [f"{kv['dense'] / 1e6:.1f}", f"{kv['fasa'] / 1e6:.1f}", f"{share:.0%}"]
+        lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -120,9 +122,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--depths", type=int, nargs="+", default=[256, 512, 1024, 4096, 8192, 16384])
+    parser.add_argument("--depths", type=int, nargs="+", default=[256, 512, 1024, 2048, 4096, 8192, 16384])
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--tokens", type=int, default=16)
+    parser.add_argument("--tokens", type=int, default=12)
     parser.add_argument("--no-peer", action="store_true")
     parser.add_argument("--peer", type=Path, default=REPOSITORY / "build" / "peer-venv" / "bin" / "python")
     parser.add_argument("--json", type=Path, default=REPOSITORY / "build" / "sparse_decode.json")
@@ -132,7 +134,6 @@ def main() -> int:
     ours = OursSparse(str(arguments.model), n_ctx, arguments.threads)
     peer = None
     if not arguments.no_peer:
-        Peer.variants = ("flash off",)
         peer = Worker(arguments.peer, "peer", arguments.model, n_ctx, arguments.threads)
     rows = []
     for depth in sorted(arguments.depths):

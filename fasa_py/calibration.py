@@ -25,15 +25,15 @@ from .gguf import GGUF
 from .gguf_writer import copy_with_metadata
 from .llama import Llama
 from .method import Method
-from .model import Context, ContextSettings, Model, Progress
+from .model import Context, ContextSettings, Progress
 from .sampling import whole_number
-from .table import Table
 
 if TYPE_CHECKING:
     from .calibration_diagnostics import Diagnostics
 
 _VERSION = 1  # of the keys in the file
 _PREFIX = "fasa."
+_DEFAULT_SAMPLES = 4  # of the package's own text; they share its tokens, which are read once
 _READING, _WRITING = 0.35, 0.15  # shares of the progress; the rest is the calibration itself
 _INT_MAX = 2**31 - 1
 
@@ -59,10 +59,6 @@ class CalibrationTable:
     model_sha256: str  # of the tensors' data, in file order
     n_tip: int | None = None  # recommended number of dominant chunks; None: a quarter of them
     diagnostics: Diagnostics | None = None  # not stored in files
-
-    def to_native(self, model: Model) -> Table:
-        """For contexts of the model. :raises FormatError: it is not the model's"""
-        return Table(model, self.ca, self.order, self.order_head, self.criterion)
 
     def dominant(self, layer: int, head_kv: int, n_tip: int | None = None, criterion: str | None = None) -> list[int]:
         """The n_tip chunks of a KV head that rank positions, best first.
@@ -200,6 +196,12 @@ def tensor_sha256(gguf: GGUF) -> str:
 # -- calibrating -----------------------------------------------------------------------------------------------------
 
 
+class _Uncalibrated(Llama):
+    """A model as if its file carried no table: what a damaged or old one is replaced from."""
+
+    _ignore_table = True
+
+
 @dataclass(frozen=True)
 class _Plan:
     """The settings of a calibration, checked."""
@@ -222,7 +224,7 @@ def calibrate(
     source: str | None = None,
     k: int = 256,
     criterion: str = "mass",
-    n_steps: int = 128,
+    n_steps: int = 64,
     n_samples: int | None = None,
     n_tip: int | None = None,
     n_fac: int = 256,
@@ -238,7 +240,8 @@ def calibrate(
     Parameters
     ----------
     model
-        A model file, or a loaded :class:`Llama`, whose own conversations stay as they are; None: the demo model.
+        A model file, or a loaded :class:`Llama`, whose own conversations stay as they are; None: the demo model. A
+        table that the file carries is not looked at.
     text
         A text to continue. Neither text nor prompts: the text that comes with the package, with questions about it.
     prompts
@@ -253,7 +256,8 @@ def calibrate(
         Decode steps of each sample that are compared. Four times as many tokens are generated, greedily, and the steps
         are spread over them.
     n_samples
-        Samples of the text; None: one. With prompts, their number.
+        Samples of the text; None: four of the package's own, each with other questions about it, and one of ``text``.
+        Not with prompts: each of them is one.
     n_tip
         Number of dominant chunks to recommend in the file; None: no recommendation.
     n_fac, n_sink, n_recent
@@ -271,12 +275,15 @@ def calibrate(
     Raises
     ------
     ValueError
-        A value is out of its range, or no step had more than k positions before it: the text is too short.
+        A value is out of its range, settings contradict each other, or no step had more than k positions before it: the
+        text is too short.
     ContextFullError, OutOfMemoryError
         A prompt does not fit the model's context, or the samples do not fit in memory.
     """
     if text is not None and prompts is not None:
         raise ValueError("give text or prompts, not both")
+    if prompts is not None and n_samples is not None:
+        raise ValueError("n_samples divides a text; each of the prompts is one sample: leave it out")
     if criterion not in ("ca", "mass"):
         raise ValueError(f'criterion must be "ca" or "mass", not {criterion!r}')
     n_steps = whole_number("n_steps", n_steps, 1, 1 << 16)
@@ -290,8 +297,10 @@ def calibrate(
         n_recent=whole_number("n_recent", n_recent, 0, _INT_MAX),
         per_head=per_head,
     )
-    n_samples = whole_number("n_samples", n_samples or 1, 1, 4096)
-    with nullcontext(model) if isinstance(model, Llama) else Llama(
+    if n_samples is None:
+        n_samples = _DEFAULT_SAMPLES if text is None else 1
+    n_samples = whole_number("n_samples", n_samples, 1, 4096)
+    with nullcontext(model) if isinstance(model, Llama) else _Uncalibrated(
         model, n_ctx=64, n_threads=n_threads, method="full"
     ) as llm:  # fmt: skip
         if n_tip is not None:
@@ -314,7 +323,11 @@ def _run(
     with closing(Context(llm._model, settings)) as context:
         recorder = _Recorder(llm, context, plan.n_generated * len(samples))
         for seq, sample in enumerate(samples):
-            recorder.run(seq, sample, plan.n_generated, _part(progress, seq, len(samples), _READING + _WRITING))
+            n_known = _n_shared(samples[0], sample) if seq > 0 else 0
+            context.copy(seq, 0, n_known)
+            recorder.run(
+                seq, sample, n_known, plan.n_generated, _part(progress, seq, len(samples), _READING + _WRITING)
+            )
         rest = _READING + _WRITING
         ca, order, order_head, n_used = native_calibrate(
             context, llm.info, plan.k, plan.n_fac, plan.n_sink, plan.n_recent,
@@ -333,6 +346,14 @@ def _run(
     )  # fmt: skip
 
 
+def _n_shared(first: Sample, other: Sample) -> int:
+    """Tokens that another sample begins with as the first one does, without the last few: what is left to read is a
+    prompt, not a decode step, and gives the same bits as the whole."""
+    a, b = first.turns[0], other.turns[0]
+    n = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+    return max(0, min(n, len(b) - lib.FASA_ROWS_ALIKE))
+
+
 def _part(progress: Progress, i: int, n: int, share: float) -> Progress:
     """The progress of the i-th of n equal parts of a share."""
     return lambda fraction: progress(share * (i + fraction) / n)
@@ -345,11 +366,14 @@ class _Recorder:
         self._context, self._ends = context, llm._vocabulary.eog_ids
         context._interrupt.check(lib.fasa_tap_start(context._handle, n_steps))
 
-    def run(self, seq: int, sample: Sample, n_generated: int, progress: Progress) -> None:
-        """The tokens to write are shared out over the turns; what short answers leave goes to the last turn."""
+    def run(self, seq: int, sample: Sample, n_known: int, n_generated: int, progress: Progress) -> None:
+        """The tokens to write are shared out over the turns; what short answers leave goes to the last turn.
+
+        The sequence holds the first n_known tokens of the first turn already.
+        """
         share, n_left = -(-n_generated // len(sample.turns)), n_generated
-        reading, n_given = _READING / (_READING + _WRITING), 0
-        for i, turn in enumerate(sample.turns):
+        reading, n_given = _READING / (_READING + _WRITING), n_known
+        for i, turn in enumerate([sample.turns[0][n_known:], *sample.turns[1:]]):
             before = n_given
 
             def read(fraction: float, before: int = before, n: int = len(turn)) -> None:

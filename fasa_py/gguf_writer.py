@@ -91,6 +91,41 @@ def _entry(key: str, value: Any) -> bytes:
     return head + struct.pack("<II", _U32, value)
 
 
+def check_copy(source: str | os.PathLike[str], target: str | os.PathLike[str], force: bool = False) -> None:
+    """Raise what :func:`copy_with_metadata` would raise before it writes: for callers whose values take long to make.
+
+    The copy is taken to be as large as the source: what the values add is known, and checked, only when it is written.
+
+    :raises: as :func:`copy_with_metadata`
+    """
+    target = Path(target)
+    with GGUF(source) as gguf:
+        _check_copy(gguf, target, force)
+        _check_space(target, gguf.n_bytes)
+
+
+def _check_copy(gguf: GGUF, target: Path, force: bool) -> None:
+    if gguf.n_files > 1:
+        raise UnsupportedError(
+            f"{gguf.path}: the model is split into {gguf.n_files} files: merge them first "
+            "(llama-gguf-split --merge FIRST OUT)"
+        )
+    if target.exists() and not force:
+        raise FileExistsError(errno.EEXIST, "the file exists; force replaces it", str(target))
+    if target.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "a folder cannot be replaced by a file", str(target))
+    if not target.parent.is_dir():
+        raise FileNotFoundError(errno.ENOENT, "there is no such folder", str(target.parent))
+
+
+def _check_space(target: Path, n_bytes: int) -> None:
+    free = shutil.disk_usage(target.parent).free
+    if n_bytes > free:
+        raise OSError(
+            errno.ENOSPC, f"the disk has {free / 2**20:.0f} MiB left, {n_bytes / 2**20:.0f} are needed", str(target)
+        )
+
+
 def copy_with_metadata(
     source: str | os.PathLike[str],
     target: str | os.PathLike[str],
@@ -112,13 +147,7 @@ def copy_with_metadata(
     """
     source, target = Path(source), Path(target)
     with GGUF(source) as gguf, source.open("rb") as file:
-        if gguf.n_files > 1:
-            raise UnsupportedError(
-                f"{source}: the model is split into {gguf.n_files} files: merge them first "
-                "(llama-gguf-split --merge FIRST OUT)"
-            )
-        if target.exists() and not force:
-            raise FileExistsError(errno.EEXIST, "the file exists; force replaces it", str(target))
+        _check_copy(gguf, target, force)
         head = _Head(file, len(gguf.metadata), len(gguf.tensors))
         kept = [entry for key, entry in head.entries if not key.startswith(prefix.encode())]
         entries = kept + [_entry(key, value) for key, value in values.items()]
@@ -133,11 +162,7 @@ def copy_with_metadata(
 def _write(file: BinaryIO, head: bytes, target: Path, progress: Callable[[float], None] | None) -> None:
     """The head, then the rest of the source, under another name until all of it is there."""
     n_bytes = len(head) + os.fstat(file.fileno()).st_size - file.tell()
-    free = shutil.disk_usage(target.parent).free
-    if n_bytes > free:
-        raise OSError(
-            errno.ENOSPC, f"the disk has {free / 2**20:.0f} MiB left, {n_bytes / 2**20:.0f} are needed", str(target)
-        )
+    _check_space(target, n_bytes)
     part = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
         with part.open("xb") as out:

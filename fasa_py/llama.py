@@ -82,7 +82,8 @@ class Llama(OpenAIStyle):
 
     Several threads may use one object: calls queue. A streaming iterator keeps its place until it is exhausted or
     closed. Ctrl-C stops the work at once and leaves the object usable. What consecutive prompts share from the start
-    is processed once (prefix reuse).
+    is processed once (prefix reuse), but for what the method has to observe: a prompt's last ``observe_window`` tokens
+    (snapkv, rkv), or all of them (h2o).
 
     Parameters
     ----------
@@ -134,6 +135,8 @@ class Llama(OpenAIStyle):
         A setting is out of its range, or the method needs a table and neither file nor ``table`` has one.
     """
 
+    _ignore_table = False  # the file's own: calibration makes another
+
     def __init__(
         self,
         path: str | os.PathLike[str] | None = None,
@@ -148,7 +151,7 @@ class Llama(OpenAIStyle):
         verbose: bool = False,
         chat_template: str | None = None,
         method: str | Method = "auto",
-        n_tip: int | None = None,
+        n_tip: int | float | None = None,
         n_fac: int | float | None = None,
         n_sink: int | None = None,
         n_recent: int | None = None,
@@ -184,7 +187,7 @@ class Llama(OpenAIStyle):
             options.get("chat_format"), chat_template is not None or "tokenizer.chat_template" in self._gguf.metadata
         )
         with progress_bar(f"loading {self.path.name}") as progress:
-            self._model = Model(self._gguf, device, n_threads, progress)
+            self._model = Model(self._gguf, device, n_threads, progress, self._ignore_table)
         self.info: ModelInfo = self._model.info
         self._vocabulary = Vocabulary(self._gguf, self.info.n_vocab)
         self._chat_template_choice = chat_template
@@ -278,7 +281,8 @@ class Llama(OpenAIStyle):
     def set_method(self, method: str | Method = "auto", *, paper: bool = False, **settings: Any) -> Method:
         """Attend another way from now on. Returns the method, resolved.
 
-        What is cached stays, except under a method that has to see the queries of a prompt: that one starts afresh.
+        What is cached stays. A method that has to see the queries of a prompt has the next one's last
+        ``observe_window`` tokens (snapkv, rkv) or all of them (h2o) processed again, cached or not.
 
         :param method: a name, or a :class:`Method` (``llm.method`` for the one in use)
         :param settings: ``granularity``, and any field of Method by its name
@@ -289,8 +293,6 @@ class Llama(OpenAIStyle):
         with self._turn():
             self._context.set_method(self._advised(asked))
             self._method = self._context.method
-            if self._method.observes:
-                self._slots.reset()
             return self._method
 
     def _advised(self, method: Method) -> Method:
@@ -559,6 +561,9 @@ class Llama(OpenAIStyle):
 
     def load_state(self, path: str | os.PathLike[str]) -> None:
         """Go on from a saved conversation: a prompt that starts with it processes only the rest.
+
+        The file holds no queries. Under a method that selects by those of the prompt, the next call therefore
+        processes the prompt's last ``observe_window`` tokens (snapkv, rkv) or all of them (h2o) again.
 
         :raises FormatError: the file is damaged, or was made with another model
         :raises ContextFullError: it holds more than n_ctx tokens

@@ -30,13 +30,13 @@ def _choice(name: str, value: object, allowed: Any) -> None:
         raise ValueError(f"{name} must be one of {', '.join(allowed)}, not {value!r}")
 
 
-def check_budget(value: object) -> None:
-    """:raises ValueError: n_fac is neither a count of tokens nor a share of them"""
+def check_count_or_share(name: str, value: object) -> None:
+    """:raises ValueError: the setting is neither a count nor a share of all"""
     if isinstance(value, (float, np.floating)):
-        if real_number("n_fac", value, 0.0, 1.0) == 0:
-            raise ValueError("n_fac must be above 0: a count of tokens, or a share of them up to 1.0")
+        if real_number(name, value, 0.0, 1.0) == 0:
+            raise ValueError(f"{name} must be above 0: a count, or a share up to 1.0")
     else:
-        whole_number("n_fac", value, 1, _INT_MAX)
+        whole_number(name, value, 1, _INT_MAX)
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Method:
     """
 
     name: str = "auto"
-    n_tip: int | None = None  # dominant chunks of a head; None: as the table advises, else a quarter of them
+    n_tip: int | float | None = None  # dominant chunks of a head, or a share of all; None: the table's advice, else 1/4
     n_fac: int | float = 256  # tokens attended to, forced ones included; a float up to 1.0: that share of the cached
     n_sink: int = 4  # first and last tokens that are always among them
     n_recent: int = 32
@@ -68,10 +68,12 @@ class Method:
     redundancy_weight: float = 0.9  # rkv
 
     def __post_init__(self) -> None:
+        if self.name == "r-kv":  # as its paper spells it
+            object.__setattr__(self, "name", "rkv")
         _choice("method", self.name, _NAMES)
         if self.n_tip is not None:
-            whole_number("n_tip", self.n_tip, 1, _INT_MAX)
-        check_budget(self.n_fac)
+            check_count_or_share("n_tip", self.n_tip)
+        check_count_or_share("n_fac", self.n_fac)
         for name in ("n_sink", "n_recent", "dense_layers"):
             whole_number(name, getattr(self, name), 0, _INT_MAX)
         if self.dense_below is not None:
@@ -92,10 +94,11 @@ class Method:
             self, n_sink=0, n_recent=0, dense_layers=0, dense_below=0, chunks="head", tokens="head", criterion="ca"
         )
 
-    @property
-    def observes(self) -> bool:
-        """Whether what it selects depends on the queries of a prompt, which the KV cache does not hold."""
-        return self.name in ("snapkv", "h2o", "rkv")
+    def n_observed(self, n_prompt: int) -> int:
+        """How many of a prompt's last tokens it has to see being processed, because the KV cache holds no queries."""
+        if self.name in ("snapkv", "rkv"):
+            return min(self.observe_window, n_prompt)
+        return n_prompt if self.name == "h2o" else 0
 
     @classmethod
     def of(cls, method: str | Method, paper: bool = False, granularity: str | None = None, **settings: Any) -> Method:
@@ -133,7 +136,9 @@ class Method:
         fraction = isinstance(self.n_fac, (float, np.floating))
         lib.fasa_method_params_default(out)
         out.method = _NAMES[self.name]
-        out.n_tip = self.n_tip or 0
+        share = isinstance(self.n_tip, (float, np.floating))
+        out.n_tip = 0 if share else self.n_tip or 0
+        out.n_tip_fraction = self.n_tip if share else 0
         out.n_fac = Method.n_fac if fraction else self.n_fac
         out.n_fac_fraction = self.n_fac if fraction else 0
         out.n_sink, out.n_recent, out.dense_layers = self.n_sink, self.n_recent, self.dense_layers
@@ -151,7 +156,7 @@ class Method:
         """The method that a ``fasa_method_params`` describes."""
         return cls(
             name=text(struct.method),
-            n_tip=struct.n_tip or None,
+            n_tip=round(struct.n_tip_fraction, 6) if struct.n_tip_fraction > 0 else struct.n_tip or None,
             n_fac=round(struct.n_fac_fraction, 6) if struct.n_fac_fraction > 0 else struct.n_fac,
             n_sink=struct.n_sink,
             n_recent=struct.n_recent,

@@ -189,10 +189,16 @@ class Model:
     :param device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``
     :param n_threads: CPU threads; None: all cores usable by this process
     :param progress: called with the fraction loaded; an exception in it stops the load
+    :param ignore_table: load as if the file carried no calibration table, so that a damaged one can be replaced
     """
 
     def __init__(
-        self, gguf: GGUF, device: str = "auto", n_threads: int | None = None, progress: Progress | None = None
+        self,
+        gguf: GGUF,
+        device: str = "auto",
+        n_threads: int | None = None,
+        progress: Progress | None = None,
+        ignore_table: bool = False,
     ) -> None:
         interrupt = _Interrupt()
         callback = interrupt.progress_callback(progress)
@@ -201,6 +207,7 @@ class Model:
         params.device, params.device_index = parse_device(device)
         params.n_threads = n_threads or 0
         params.progress = callback
+        params.ignore_table = ignore_table
         out = ffi.new("fasa_model **")
         interrupt.check(lib.fasa_model_load(out, gguf._handle, params))
         self._handle: Any = ffi.gc(out[0], lib.fasa_model_free)
@@ -371,6 +378,10 @@ class Context:
     def truncate(self, seq: int, n_tokens: int) -> None:
         """Keep the first n_tokens of the sequence."""
         check(lib.fasa_seq_truncate(self._handle, seq, n_tokens))
+
+    def copy(self, dst: int, src: int, n_tokens: int) -> None:
+        """Make the first n_tokens of one sequence all that another holds."""
+        check(lib.fasa_seq_copy(self._handle, dst, src, n_tokens))
 
     def save(self, seq: int, path: str | os.PathLike[str]) -> None:
         """Write the sequence (tokens, keys, values) to a file."""

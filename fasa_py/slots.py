@@ -43,11 +43,13 @@ class Slots:
     def take(self, prompt: Sequence[int]) -> tuple[int, int]:
         """A sequence that holds the first n tokens of the prompt, and n; some tokens are always left to process.
 
+        Left are all that the method in use has to observe: of what a sequence holds, nobody remembers the queries.
         A sequence is cut back only when it reuses at least as much as it throws away; else the one that was
         used least recently gives way.
         """
         tokens = np.asarray(prompt, dtype=np.int32)
-        most = max(len(tokens) - _N_AGAIN, 0)
+        n_again = max(_N_AGAIN, self._context.method.n_observed(len(tokens)))
+        most = max(len(tokens) - n_again, 0)
         shared = {seq: min(common_prefix(self._context.tokens(seq), tokens), most) for seq in self._order}
         seq = max(reversed(self._order), key=shared.__getitem__)
         if self._context.length(seq) - shared[seq] > shared[seq]:

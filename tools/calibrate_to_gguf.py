@@ -20,6 +20,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 import fasa_py
 from fasa_py.calibration import CalibrationTable, calibrate
+from fasa_py.gguf_writer import check_copy
 
 _COLUMNS = (
     TextColumn("{task.description}"),
@@ -44,8 +45,10 @@ def arguments() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument("--k", type=int, default=256, help="best positions that are compared (default: 256)")
     parser.add_argument("--criterion", choices=("ca", "mass"), default="mass", help="of dominant chunks")
-    parser.add_argument("--steps", type=int, default=128, metavar="N", help="decode steps of a sample (default: 128)")
-    parser.add_argument("--samples", type=int, metavar="N", help="parts of the text (default: 1)")
+    parser.add_argument("--steps", type=int, default=64, metavar="N", help="decode steps of a sample (default: 64)")
+    parser.add_argument(
+        "--samples", type=int, metavar="N", help="of the text, not with --prompts (default: 1; 4 of the package's own)"
+    )
     parser.add_argument("--n-tip", type=int, metavar="N", help="dominant chunks to recommend (default: a quarter)")
     parser.add_argument("-t", "--threads", type=int, metavar="N", help="CPU threads (default: all usable cores)")
     parser.add_argument("--force", action="store_true", help="replace OUT.gguf if it exists")
@@ -85,13 +88,14 @@ def run(args: argparse.Namespace) -> None:
     """Calibrate and write."""
     if args.output.exists() and not args.force:
         raise FileExistsError(f"{args.output} exists: --force replaces it")
-    if not args.output.parent.is_dir():
-        raise FileNotFoundError(f"{args.output.parent} is not a folder")
+    if args.prompts and args.samples is not None:
+        raise ValueError("--samples divides a text; with --prompts, each line is one sample: leave it out")
     given: dict[str, Any] = {}
     if args.text:
         given = {"text": args.text.read_text(encoding="utf-8"), "source": args.text.name}
     elif args.prompts:
         given = {"prompts": read_prompts(args.prompts), "source": args.prompts.name}
+    check_copy(args.model, args.output, args.force)
     with bar("calibrating") as progress:
         table: CalibrationTable = calibrate(
             args.model, k=args.k, criterion=args.criterion, n_steps=args.steps, n_samples=args.samples,

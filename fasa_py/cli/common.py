@@ -48,7 +48,7 @@ def add_method_arguments(parser: argparse.ArgumentParser) -> None:
     """How decode steps attend. The defaults are those of fasa_py.Method."""
     group = parser.add_argument_group("attention")
     group.add_argument("--method", metavar="NAME", help=f"auto, {', '.join(supported_methods())} (default: auto)")
-    group.add_argument("--n-tip", type=int, metavar="N", help="dominant chunks of a head (default: a quarter of them)")
+    group.add_argument("--n-tip", type=_budget, metavar="N", help="dominant chunks of a head, or a share of them")
     group.add_argument("--n-fac", type=_budget, metavar="N", help="tokens attended to; 0.1: that share of the cached")
     group.add_argument("--n-sink", type=int, metavar="N", help="first tokens that are always among them")
     group.add_argument("--n-recent", type=int, metavar="N", help="last tokens that are always among them")

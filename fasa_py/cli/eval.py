@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import json
+import sys
 from pathlib import Path
 
 from ..eval import report
@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--methods", nargs="+", metavar="METHOD", default=list(_DEFAULTS.methods),
         help="dense, fasa-mass, fasa-ca, fasa-paper, a method of the engine, or METHOD:setting=value,...",
     )  # fmt: skip
-    group.add_argument("--n-tip", nargs="+", type=int, metavar="N", default=[], help="dominant chunks a head")
+    group.add_argument("--n-tip", nargs="+", type=_budget, metavar="N", default=[], help="dominant chunks a head")
     group.add_argument("--n-fac", nargs="+", type=_budget, metavar="N", default=[], help="positions attended to")
     group.add_argument("--split", action="store_true", help="store dominant keys apart, as the first fasa method does")
     group = parser.add_argument_group("data of your own")
@@ -61,12 +61,10 @@ def run(args: argparse.Namespace) -> int:
     )  # fmt: skip
     if not records:
         raise ValueError("nothing was measured: name a task or a data file")
-    tables = report.markdown(records)
-    (out / "results.md").write_text(tables, encoding="utf-8")
-    (out / "results.json").write_text(json.dumps(report.summary(records), indent=1) + "\n", encoding="utf-8")
-    if args.plot:
-        plot_all(records, out)
-    print(tables, end="")
+    pictures = plot_all(records, out) if args.plot else []
+    print(report.markdown(records), end="")
+    for picture in pictures:
+        print(f"wrote {picture}", file=sys.stderr)
     n_cut = sum(1 for r in records if r.get("n_cut"))
     if n_cut:
         print(f"\n{n_cut} of {len(records)} prompts lost their middle: the context was too short for them")

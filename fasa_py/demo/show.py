@@ -23,7 +23,7 @@ from ..method import Method
 from ..progress import progress_bar
 from . import INTRODUCTION, QUESTIONS, Question, model_path, text
 
-_CALIBRATION_STEPS = 32
+_CALIBRATION_STEPS = 16
 _MAX_ANSWER = 160  # tokens
 _MIB = 2**20
 _METHODS = (("full attention", Method("full")), ("FASA", Method("fasa")))

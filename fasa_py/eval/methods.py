@@ -73,14 +73,17 @@ def parse_method(spec: str) -> Candidate:
 
 
 def expand(
-    specs: Iterable[str], n_tip: Sequence[int] = (), n_fac: Sequence[int | float] = (), default_n_tip: int | None = None
+    specs: Iterable[str],
+    n_tip: Sequence[int | float] = (),
+    n_fac: Sequence[int | float] = (),
+    default_n_tip: int | float | None = None,
 ) -> list[Candidate]:
     """Every method with every ``n_tip`` and ``n_fac`` that applies to it, dense first: it is what others compare with.
 
     A setting written in a spec itself stays as written; ``default_n_tip`` is used where none is given.
     """
     made: dict[str, Candidate] = {}
-    tips: Sequence[int | None] = list(n_tip) or [default_n_tip]
+    tips: Sequence[int | float | None] = list(n_tip) or [default_n_tip]
     for spec in specs:
         base = parse_method(spec)
         written = {setting.partition("=")[0] for setting in spec.partition(":")[2].split(",")}

@@ -35,11 +35,6 @@ def _harmonic(n_common: int, n_prediction: int, n_reference: int) -> float:
     return 2 * precision * recall / (precision + recall)
 
 
-def exact_match(prediction: str, references: Sequence[str]) -> float:
-    """1 when the normalised texts are equal."""
-    return _best(lambda p, r: float(_normal(p) == _normal(r)), prediction, references)
-
-
 def f1(prediction: str, references: Sequence[str]) -> float:
     """Harmonic mean of precision and recall over the normalised words, each as often as it occurs."""
 

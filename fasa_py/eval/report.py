@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -120,24 +122,35 @@ def fidelity_table(records: Sequence[Record], length: int) -> str:
         own = [r for r in answers if r["method"] == method]
         rows.append([
             method, _percent(tokens.mean(method, tokens.tasks)), _number(_weighted(own, "kl"), 4),
-            _number(100 * _weighted(own, "agree"), 2), *_cost(own),
+            _number(100 * _weighted(own, "agree"), 2), *_cost_cells(own),
         ])  # fmt: skip
     return _markdown(["method", "tokens right %", "KL, nats", "agree %", *_COST], rows)
 
 
+_COUNTERS = ("n_decode", "decode_s", "layers_dense", "layers_sparse", "tokens_selected", "kv_bytes")
 _COST = ("positions a layer", "KV read a step, MiB", "steps/s")
 
 
-def _cost(records: Sequence[Record]) -> tuple[str, str, str]:
-    """What decoding read. Positions: of a sparse layer, summed over its lists (one a KV head, or one a head)."""
-    steps = sum(r["n_decode"] for r in records)
-    sparse = sum(r["layers_sparse"] for r in records)
-    seconds = sum(r["decode_s"] for r in records)
-    if steps == 0:
-        return _NOTHING, _NOTHING, _NOTHING
-    positions = sum(r["tokens_selected"] for r in records) / sparse if sparse else math.nan
-    kv = sum(r["kv_bytes"] for r in records) / steps / 2**20
-    return _number(positions, 0), _number(kv, 2), _number(steps / seconds if seconds else math.nan, 0)
+def _per(total: float, n: float) -> float:
+    return total / n if n else math.nan
+
+
+def _cost(records: Sequence[Record]) -> dict[str, float]:
+    """What decoding read, in sum and on average.
+
+    ``positions_per_layer``: of a sparse layer, summed over its lists (one a KV head, or one a head).
+    """
+    cost: dict[str, float] = {name: sum(r[name] for r in records) for name in _COUNTERS}
+    cost["positions_per_layer"] = _per(cost["tokens_selected"], cost["layers_sparse"])
+    cost["kv_bytes_per_step"] = _per(cost["kv_bytes"], cost["n_decode"])
+    cost["steps_per_s"] = _per(cost["n_decode"], cost["decode_s"])
+    return cost
+
+
+def _cost_cells(records: Sequence[Record]) -> list[str]:
+    cost = _cost(records)
+    cells = [_number(cost["positions_per_layer"], 0), _number(cost["kv_bytes_per_step"] / 2**20, 2)]
+    return [*cells, _number(cost["steps_per_s"], 0)]
 
 
 def perplexity_table(records: Sequence[Record], length: int) -> str:
@@ -158,7 +171,7 @@ def perplexity_table(records: Sequence[Record], length: int) -> str:
         ratio = math.exp(table.difference(method, [PERPLEXITY]).mean)
         row += [_number(ratio, 4), _number(_weighted(values, "kl"), 4), _number(100 * _weighted(values, "agree"), 2)]
         row += [_number(100 * _weighted(values, name)) for name in ("recall", "mass")]
-        rows.append(row + list(_cost(values)))
+        rows.append(row + _cost_cells(values))
     header = [
         "method",
         "texts",
@@ -185,20 +198,67 @@ def markdown(records: Sequence[Record]) -> str:
     return "\n".join(parts)
 
 
+def _ratio(records: Sequence[Record], length: int, method: str) -> float:
+    """Perplexity to dense attention's, over the texts that both were measured on; NaN: there are none."""
+    return math.exp(Table(records, length, "nll").difference(method, [PERPLEXITY]).mean)
+
+
+def _answers_summary(records: Sequence[Record], length: int, method: str) -> dict[str, Any]:
+    """Of one method: what :func:`accuracy_table` and :func:`fidelity_table` have."""
+    table, tokens = Table(records, length), Table(records, length, "token")
+    own = [r for r in records if r["method"] == method]
+
+    def estimates(tasks: Sequence[str]) -> dict[str, Any]:
+        mean, difference = table.mean(method, tasks), table.difference(method, tasks)
+        return {"mean": mean._asdict(), "difference": difference._asdict()}
+
+    return {
+        "tasks": {task: table.mean(method, [task]).mean for task in table.tasks},
+        **estimates(table.tasks),
+        "short": estimates([task for task in table.tasks if task in SHORT_FAMILIES]),
+        "answers": {
+            "token": tokens.mean(method, tokens.tasks).mean,
+            **{name: _weighted(own, name) for name in ("kl", "agree")},
+            **_cost(own),
+        },
+    }
+
+
+def _perplexity_summary(records: Sequence[Record], length: int, method: str) -> dict[str, Any]:
+    """Of one method: what :func:`perplexity_table` has."""
+    own = [r for r in records if r["method"] == method]
+    texts = {
+        r["case"]: {"ppl": r["ppl"], "ratio": _ratio([s for s in records if s["case"] == r["case"]], length, method)}
+        for r in own
+    }
+    measures = {name: _weighted(own, name) for name in ("kl", "agree", "recall", "mass")}
+    return {"ratio": _ratio(records, length, method), "texts": texts, **measures, **_cost(own)}
+
+
 def summary(records: Sequence[Record]) -> dict[str, Any]:
-    """The same as nested numbers: length, then method, then mean, error, difference and perplexity ratio."""
+    """The same as nested numbers, by length and method; scores are shares, and what was not measured is None.
+
+    ``tasks``: the score of each; ``mean`` and ``difference`` (to dense): over tasks; ``short``: both, over those with
+    short answers; ``answers`` and ``perplexity``: divergence, agreement, recall, and the counters of decoding.
+    """
     out: dict[str, Any] = {}
     for length in sorted({r["length"] for r in records}):
-        table = Table([r for r in records if r["task"] != PERPLEXITY], length)
-        text = Table([r for r in records if r["task"] == PERPLEXITY], length, "nll")
-        for method in dict.fromkeys([*table.methods, *text.methods]):
-            entry: dict[str, Any] = {"tasks": {task: table.mean(method, [task]).mean for task in table.tasks}}
-            entry["mean"], entry["difference"] = (
-                e._asdict() for e in (table.mean(method, table.tasks), table.difference(method, table.tasks))
-            )
-            entry["perplexity_ratio"] = math.exp(text.difference(method, [PERPLEXITY]).mean)
-            out.setdefault(str(length), {})[method] = _without_nan(entry)
+        here = [r for r in records if r["length"] == length]
+        answers = [r for r in here if r["task"] != PERPLEXITY]
+        texts = [r for r in here if r["task"] == PERPLEXITY]
+        out[str(length)] = {}
+        for method in dict.fromkeys([*Table(answers, length).methods, *Table(texts, length, "nll").methods]):
+            entry = _answers_summary(answers, length, method)
+            entry["perplexity"] = _perplexity_summary(texts, length, method)
+            out[str(length)][method] = _without_nan(entry)
     return out
+
+
+def write_tables(records: Sequence[Record], folder: Path, warnings: Sequence[str] = ()) -> None:
+    """``results.md``, headed by the warnings, and ``results.json``."""
+    head = "".join(f"**{warning}**\n\n" for warning in warnings)
+    (folder / "results.md").write_text(head + markdown(records), encoding="utf-8")
+    (folder / "results.json").write_text(json.dumps(summary(records), indent=1) + "\n", encoding="utf-8")
 
 
 def _without_nan(value: Any) -> Any:

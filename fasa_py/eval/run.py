@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from ..progress import progress_bar
 from .cases import make_case
 from .measure import PERPLEXITY, exact_answers, free_answers, perplexity, quick_answers
 from .methods import Candidate, expand
+from .report import write_tables
 from .results import Record, Results
 from .session import NotEngagedError, Session
 from .subject import Subject
@@ -34,7 +36,7 @@ class Settings:
     methods: Sequence[str] = ("dense", "fasa")
     lengths: Sequence[int] = (4096, 8192)
     n_cases: int = 16
-    n_tip: Sequence[int] = ()
+    n_tip: Sequence[int | float] = ()
     n_fac: Sequence[int | float] = ()
     seed: int = 0
     answers: str = "auto"
@@ -128,15 +130,18 @@ class _Bench:
         return _Item(case.task, 0, case.name, work)
 
 
-def _require_engaged(records: Sequence[Record], candidates: Sequence[Candidate]) -> None:
-    """:raises NotEngagedError: a sparse method decoded a task's cases without a single sparse layer"""
+def _not_engaged(records: Sequence[Record], candidates: Sequence[Candidate]) -> list[str]:
+    """Where a sparse method decoded all cases of a task and length without a single sparse layer, in words."""
     labels = {candidate.label for candidate in candidates if not candidate.is_dense}
-    decoded = [r for r in records if r["method"] in labels and r["n_decode"] > 0]
-    for task, method in dict.fromkeys((r["task"], r["method"]) for r in decoded):
-        if not any(r["layers_sparse"] for r in decoded if (r["task"], r["method"]) == (task, method)):
-            raise NotEngagedError(
-                f"{method} attended to everything in every case of {task}: texts must be longer than n_fac"
-            )
+    n_sparse: dict[tuple[str, str, int], int] = defaultdict(int)
+    for r in records:
+        if r["method"] in labels and r["n_decode"] > 0:
+            n_sparse[r["method"], r["task"], r["length"]] += r["layers_sparse"]
+    return [
+        f"{method} attended to everything in every case of {task}{f' at {length} tokens' if length else ''}"
+        for (method, task, length), n in n_sparse.items()
+        if n == 0
+    ]
 
 
 def run(
@@ -148,6 +153,8 @@ def run(
     **settings: Any,
 ) -> list[Record]:
     """Evaluate methods on a model. Results are appended to ``out/results.jsonl``; a second call continues the first.
+
+    However a run ends, ``out/results.md`` and ``out/results.json`` then have the tables of all results that there are.
 
     Parameters
     ----------
@@ -187,7 +194,7 @@ def run(
     Raises
     ------
     NotEngagedError
-        A sparse method attended to everything.
+        A sparse method attended to everything, in all cases of a task and length.
     ValueError
         A setting makes no sense, or ``out`` has results of another model or other cases.
     """
@@ -202,9 +209,15 @@ def run(
               "texts": [Path(text).name for text in chosen.texts]}  # fmt: skip
     bench = _Bench(subject, chosen, candidates)
     with Results(Path(out), header) as results:
-        _work_through(list(bench.items()), candidates, results, chosen.minutes)
-        _require_engaged(results.records, candidates)
-        return results.records
+        try:
+            _work_through(list(bench.items()), candidates, results, chosen.minutes)
+        finally:
+            not_engaged = _not_engaged(results.records, candidates)
+            if results.records:
+                write_tables(results.records, Path(out), not_engaged)
+    if not_engaged:
+        raise NotEngagedError("; ".join(not_engaged) + ": texts must be longer than n_fac and dense_below")
+    return results.records
 
 
 def _work_through(

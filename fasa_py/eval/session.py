@@ -19,13 +19,6 @@ class NotEngagedError(FasaError, RuntimeError):
     """A sparse method attended to everything: its results would say nothing about it."""
 
 
-def _observed(method: Method, n_prompt: int) -> int:
-    """Last tokens of the prompt that the method has to see being processed."""
-    if method.name in ("snapkv", "rkv"):
-        return min(method.observe_window, n_prompt)
-    return n_prompt if method.name == "h2o" else 0
-
-
 class Session:
     """A prompt in a context, to be continued by one method after another.
 
@@ -56,7 +49,7 @@ class Session:
         """Back to the end of the prompt, from now on with this method; the prompt's logits, ``(n_vocab,)``."""
         n = len(self._prompt)
         self._switch(method, n)
-        again = _observed(method, n)
+        again = method.n_observed(n)
         if again:
             self.context.truncate(_SEQ, n - again)
             self.context.decode(_SEQ, self._prompt[n - again :])

@@ -50,7 +50,7 @@ class Subject:
         return str(self.metadata.get("general.name", "")).startswith(_DEMO_NAME)
 
     @property
-    def default_n_tip(self) -> int | None:
+    def default_n_tip(self) -> int | float | None:
         """Dominant chunks of a head unless told otherwise, as the engine resolves it."""
         context = Context(self.model, ContextSettings(n_ctx=32))
         try:

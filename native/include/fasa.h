@@ -33,7 +33,7 @@ extern "C" {
 /* cdef begin */
 
 /* FASA_ROWS_ALIKE: a prompt reused up to this many tokens before its end gives the same logits as all of it. */
-enum { FASA_ABI_VERSION = 1, FASA_MAX_DIMS = 4, FASA_ROWS_ALIKE = 10 };
+enum { FASA_ABI_VERSION = 2, FASA_MAX_DIMS = 4, FASA_ROWS_ALIKE = 10 };
 
 typedef enum fasa_status {
     FASA_OK                 = 0,
@@ -126,6 +126,7 @@ typedef struct fasa_model_params {
     int32_t          n_threads;        /* 0: all usable cores */
     fasa_progress_fn progress;         /* or NULL */
     void *           progress_user;
+    bool             ignore_table;     /* load as if the file had no calibration table: to replace a damaged one */
 } fasa_model_params;
 
 typedef struct fasa_model_info {
@@ -147,6 +148,7 @@ typedef enum fasa_kv_placement { FASA_KV_AUTO, FASA_KV_DEVICE, FASA_KV_SPLIT } f
 typedef struct fasa_method_params {
     const char *   method;             /* "auto": fasa with a table, else full; or one of fasa_supported_methods */
     int32_t        n_tip;              /* dominant chunks a head; 0: as the table advises, else a quarter */
+    float          n_tip_fraction;     /* > 0: that share of the chunks instead, one at least */
     int32_t        n_fac;              /* positions attended to, forced ones included */
     float          n_fac_fraction;     /* > 0: that share of the cached positions instead */
     int32_t        n_sink, n_recent;   /* positions always kept: the first, the last */

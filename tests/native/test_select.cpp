@@ -2,6 +2,7 @@
 #include <cstring>
 #include <limits>
 
+#include "base/log.h"
 #include "check.h"
 #include "select_lab.h"
 
@@ -243,6 +244,37 @@ TEST(table_keys_of_a_wrong_type_are_refused) {
     CHECK_THROWS(text_version.string("fasa.version", "1").read(table_shape), FASA_ERROR_FORMAT, "fasa.version");
     Gguf bare;
     CHECK_THROWS(bare.u32("fasa.version", 1).read(table_shape), FASA_ERROR_FORMAT, "fasa.n_chunk");
+}
+
+TEST(part_of_a_table_without_its_version_is_refused) {
+    CHECK_THROWS(Gguf().u32("fasa.n_chunk", 8).read(table_shape), FASA_ERROR_FORMAT, "test.gguf", "\"fasa.n_chunk\"",
+                 "\"fasa.version\" is missing", "calibrate again");
+    CHECK(!Gguf().u32("fasan", 8).read(table_shape));
+}
+
+TEST(recommended_settings_that_are_not_followed_are_checked_and_logged) {
+    std::string seen;
+    log_sink_set([](fasa_log_level level, const char* text,
+                    void* user) { *static_cast<std::string*>(user) += std::to_string(level) + text; },
+                 &seen);
+    const auto read = [&](auto add) {
+        seen.clear();
+        Gguf file;
+        file.u32("fasa.version", 1).u32("fasa.n_chunk", 8).string("fasa.chunk_layout", "interleaved");
+        file.string("fasa.criterion", "ca").array("fasa.ca_scores", FASA_META_F32, TableFields{}.table.ca);
+        add(file);
+        return file.read(table_shape).has_value();
+    };
+    CHECK(read([](Gguf& f) { f.u32("fasa.n_tip", 2); }) && seen.empty());
+    CHECK(read([](Gguf& f) { f.u32("fasa.dense_layers", 0); }) && seen.find("give dense_layers=0") != seen.npos);
+    CHECK(read([](Gguf& f) { f.u32("fasa.n_fac", 512).u32("fasa.dense_layers", 3); }));
+    CHECK(seen ==
+          "2test.gguf: its FASA table recommends n_fac=512, dense_layers=3, which is not followed unless set: give "
+          "n_fac=512, dense_layers=3");
+    CHECK_THROWS(read([](Gguf& f) { f.u32("fasa.n_fac", 0); }), FASA_ERROR_FORMAT, "\"fasa.n_fac\" is 0");
+    CHECK_THROWS(read([](Gguf& f) { f.u32("fasa.dense_layers", 4); }), FASA_ERROR_FORMAT, "is 4, expected 0 to 3");
+    CHECK_THROWS(read([](Gguf& f) { f.string("fasa.n_fac", "256"); }), FASA_ERROR_FORMAT, "fasa.n_fac");
+    log_sink_set(nullptr, nullptr);
 }
 
 TEST(fasa_selects_what_the_definition_selects) {

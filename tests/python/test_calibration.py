@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 import gguf_maker
 import numpy as np
@@ -24,7 +25,7 @@ from fasa_py.calibration import CalibrationTable, calibrate, tensor_sha256
 from fasa_py.calibration_native import best_by_ca, native_calibrate
 from fasa_py.calibration_text import default_samples, default_text
 from fasa_py.eval.inside import read_keys, read_tapped
-from fasa_py.gguf_writer import copy_with_metadata
+from fasa_py.gguf_writer import check_copy, copy_with_metadata
 from fasa_py.method import Method
 from fasa_py.model import Context, ContextSettings, Model, ModelInfo
 
@@ -254,6 +255,15 @@ def test_table_says_how_it_was_made(table: CalibrationTable, vocabulary_model: P
         assert llm.method.name == "fasa" and llm.method.criterion == "mass"
 
 
+@pytest.mark.parametrize("per_head", [True, False])
+def test_default_criterion_is_the_tables_where_it_has_such_sets(per_head: bool, vocabulary_model: Path) -> None:
+    table = calibrate(vocabulary_model, text="abcdefgh" * 60, **BARE, n_steps=2, per_head=per_head)
+    with fasa_py.Llama(vocabulary_model, table=table, method="fasa", n_tip=3, granularity="head") as llm:
+        assert llm.method.criterion == ("mass" if per_head else "ca")
+        llm.set_method("fasa", n_tip=3)
+        assert llm.method.criterion == "mass"
+
+
 def test_several_samples_and_prompts(vocabulary_model: Path) -> None:
     progress: list[float] = []
     by_text = calibrate(vocabulary_model, text="abcdefgh" * 60, **BARE, n_steps=2, n_samples=3, criterion="ca",
@@ -269,6 +279,14 @@ def test_several_samples_and_prompts(vocabulary_model: Path) -> None:
     assert np.array_equal(by_prompts.ca, same.ca) and np.array_equal(by_prompts.order, same.order)
 
 
+def test_samples_that_begin_alike_are_read_as_if_each_were_alone(vocabulary_model: Path) -> None:
+    begin = list(range(100, 180))
+    prompts = [[*begin, *range(200, 230)], [*begin, *range(10, 30)], begin[:60]]
+    together = calibrate(vocabulary_model, prompts=prompts, **BARE, n_steps=2, criterion="ca")
+    alone = [calibrate(vocabulary_model, prompts=[p], **BARE, n_steps=2, criterion="ca").ca for p in prompts]
+    np.testing.assert_allclose(together.ca, np.mean(alone, axis=0), atol=1e-6)
+
+
 def test_loaded_model_keeps_its_conversation(vocabulary_model: Path) -> None:
     with fasa_py.Llama(vocabulary_model) as llm:
         llm.generate("abc", max_tokens=4)
@@ -281,6 +299,8 @@ def test_loaded_model_keeps_its_conversation(vocabulary_model: Path) -> None:
     ("options", "message"),
     [
         ({"text": "a", "prompts": ["b"]}, "not both"),
+        ({"prompts": ["b"], "n_samples": 1}, "n_samples divides a text"),
+        ({"n_samples": 0}, "n_samples must be"),
         ({"criterion": "best"}, "criterion must be"),
         ({"k": 0}, "k must be"),
         ({"text": "abc" * 20}, "none of the 4 recorded decode steps has 257"),
@@ -391,11 +411,39 @@ def test_what_cannot_be_written_is_refused(
 
     with pytest.raises(KeyboardInterrupt):
         table.save(vocabulary_model, tmp_path / "new.gguf", progress=interrupt)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _path: shutil._ntuple_diskusage(10, 0, 10))  # type: ignore[attr-defined]
-    with pytest.raises(OSError) as full:
+    full(monkeypatch)
+    with pytest.raises(OSError, match="MiB left") as error:
         table.save(vocabulary_model, tmp_path / "new.gguf")
-    assert full.value.errno == errno.ENOSPC
+    assert error.value.errno == errno.ENOSPC
     assert sorted(path.name for path in tmp_path.iterdir()) == ["other.gguf", "out.gguf"]
+
+
+def test_what_cannot_be_written_is_known_before(
+    vocabulary_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out.gguf"
+    check_copy(vocabulary_model, out)
+    assert not out.exists()
+    with pytest.raises(OSError, match=r"missing\.gguf"):
+        check_copy(tmp_path / "missing.gguf", out)
+    with pytest.raises(FileNotFoundError, match="no such folder"):
+        check_copy(vocabulary_model, tmp_path / "none" / "out.gguf")
+    with pytest.raises(IsADirectoryError):
+        check_copy(vocabulary_model, tmp_path, force=True)
+    out.write_bytes(b"precious")
+    with pytest.raises(FileExistsError):
+        check_copy(vocabulary_model, out)
+    check_copy(vocabulary_model, out, force=True)
+    assert out.read_bytes() == b"precious"
+    full(monkeypatch)
+    with pytest.raises(OSError, match="MiB left") as error:
+        check_copy(vocabulary_model, out, force=True)
+    assert error.value.errno == errno.ENOSPC
+
+
+def full(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every disk has ten bytes left."""
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: shutil._ntuple_diskusage(10, 0, 10))  # type: ignore[attr-defined]
 
 
 def test_split_files_are_refused(tmp_path: Path) -> None:
@@ -409,8 +457,9 @@ def test_split_files_are_refused(tmp_path: Path) -> None:
         maker.add("split.tensors.count", gguf_maker.scalar(gguf_maker.I32, 2))
         maker.add_tensor(gguf_maker.Tensor(f"t{i}", (4,), 0))
         (tmp_path / f"m-{i + 1:05}-of-00002.gguf").write_bytes(maker.build())
-    with pytest.raises(fasa_py.UnsupportedError, match="split into 2 files"):
-        copy_with_metadata(tmp_path / "m-00001-of-00002.gguf", tmp_path / "out.gguf", "fasa.", {})
+    for refused in (lambda *paths: copy_with_metadata(*paths, "fasa.", {}), check_copy):
+        with pytest.raises(fasa_py.UnsupportedError, match="split into 2 files"):
+            refused(tmp_path / "m-00001-of-00002.gguf", tmp_path / "out.gguf")
 
 
 @pytest.mark.parametrize("key", ["fasa.ca_scores", "fasa.n_chunk", "fasa.criterion", "fasa.chunk_order"])
@@ -424,6 +473,40 @@ def test_damaged_tables_are_refused(key: str, table: CalibrationTable, vocabular
         CalibrationTable.from_gguf(path)
     with pytest.raises(fasa_py.FormatError):
         fasa_py.Llama(path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind", "message"),
+    [
+        ({"fasa.ca_scores": np.full(80, np.nan, np.float32)}, fasa_py.FormatError, "score 0 is nan"),
+        ({"fasa.version": 2}, fasa_py.UnsupportedError, "version 2"),
+        ({"fasa.version": None}, fasa_py.FormatError, r'"fasa\.version" is missing: calibrate again'),
+    ],
+)
+def test_a_table_that_cannot_be_loaded_is_replaced(
+    changes: dict[str, Any], kind: type[Exception], message: str, table: CalibrationTable, vocabulary_model: Path,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    path, out = tmp_path / "old.gguf", tmp_path / "new.gguf"
+    values = {key: value for key, value in (table.metadata() | changes).items() if value is not None}
+    copy_with_metadata(vocabulary_model, path, "fasa.", values)
+    with pytest.raises(kind, match=message):
+        fasa_py.Llama(path)
+    anew = calibrate(path, text="abcdefgh" * 60, **BARE, n_steps=2)
+    anew.save(path, out)
+    with fasa_py.Llama(out) as llm:
+        assert llm.method.name == "fasa"
+    assert np.array_equal(CalibrationTable.from_gguf(out).ca, anew.ca)
+
+
+def test_recommendations_that_are_not_followed_are_logged(
+    table: CalibrationTable, vocabulary_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "advised.gguf"
+    copy_with_metadata(vocabulary_model, path, "fasa.", table.metadata() | {"fasa.n_fac": 99, "fasa.dense_layers": 2})
+    with fasa_py.Llama(path) as llm, fasa_py.Llama(vocabulary_model, table=table) as plain:
+        assert llm.method == plain.method
+    assert [record.message for record in caplog.records if "give n_fac=99, dense_layers=2" in record.message]
 
 
 def test_calibrated_file_generates_the_same_in_llama_cpp(tmp_path: Path) -> None:
@@ -500,6 +583,28 @@ def test_tool_reads_prompts(  # type: ignore[no-untyped-def]
     assert "line 2" in capsys.readouterr().err
     assert tool.main([str(tmp_path / "missing.gguf"), "-o", str(tmp_path / "o.gguf")]) == 1
     assert "missing.gguf" in capsys.readouterr().err and not (tmp_path / "o.gguf").exists()
+
+
+def test_tool_refuses_before_it_calibrates(  # type: ignore[no-untyped-def]
+    tool, vocabulary_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_args: object, **_options: object) -> None:
+        raise AssertionError("it calibrates")
+
+    monkeypatch.setattr(tool, "calibrate", never)
+    prompts, out = tmp_path / "prompts.jsonl", tmp_path / "out.gguf"
+    prompts.write_text('"a text"\n', encoding="utf-8")
+    command = [str(vocabulary_model), "-o", str(out)]
+    assert tool.main([*command, "--prompts", str(prompts), "--samples", "1"]) == 1
+    assert "--samples divides a text" in capsys.readouterr().err
+    assert tool.main([str(vocabulary_model), "-o", str(tmp_path / "none" / "out.gguf")]) == 1
+    assert "no such folder" in capsys.readouterr().err
+    out.touch()
+    assert tool.main(command) == 1
+    assert "--force replaces it" in capsys.readouterr().err
+    full(monkeypatch)
+    assert tool.main([*command, "--force"]) == 1
+    assert "MiB left" in capsys.readouterr().err
 
 
 def test_info_shows_the_table(

@@ -17,6 +17,7 @@ from fasa_py.eval import NotEngagedError, run
 from fasa_py.eval.cases import make_case
 from fasa_py.eval.inside import Tap
 from fasa_py.eval.methods import expand, parse_method
+from fasa_py.eval.plots import plot_all
 from fasa_py.eval.recall import Recall, add_tapped_steps
 from fasa_py.eval.results import FILE_NAME
 from fasa_py.eval.session import Session
@@ -249,6 +250,39 @@ def test_a_text_too_short_is_an_error(subject: Subject, tmp_path: Path) -> None:
         run(subject, out=tmp_path / "out", **{**SMALL, "tasks": ["perplexity"]}, texts=[text])
 
 
+def test_a_length_without_sparse_layers_is_an_error_after_the_tables(subject: Subject, tmp_path: Path) -> None:
+    """Although the method engages at another length, and in another task."""
+    method = "streaming:dense_below=0,n_fac=700"
+    settings = {**SMALL, "tasks": ["passkey"], "methods": ["dense", method], "lengths": [600, 1400], "n_cases": 1}
+    with pytest.raises(NotEngagedError, match=r"every case of passkey at 600 tokens: .*longer than n_fac") as caught:
+        run(subject, out=tmp_path, answers="free", **settings)
+    assert "1400" not in str(caught.value)
+    tables = (tmp_path / "results.md").read_text(encoding="utf-8")
+    assert tables.startswith(f"**{method} n_fac=700 attended to everything in every case of passkey at 600 tokens**")
+    assert "## Answers, %, 600 tokens" in tables and "## Answers, %, 1400 tokens" in tables
+    made = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
+    n_sparse = {length: made[length][f"{method} n_fac=700"]["answers"]["layers_sparse"] for length in ("600", "1400")}
+    assert n_sparse["600"] == 0 < n_sparse["1400"]
+
+
+def test_short_data_does_not_cost_the_tables_of_others(subject: Subject, tmp_path: Path) -> None:
+    short = write_lines(tmp_path / "short.jsonl", {"problem": "1 + 1", "answer": "2"})
+    settings = {**SMALL, "tasks": ["passkey"], "methods": ["dense", "streaming:dense_below=0,n_fac=500"], "n_cases": 1}
+    with pytest.raises(NotEngagedError, match="every case of short: "):
+        run(subject, out=tmp_path / "out", answers="free", **settings, data=[short], n_ctx=1300, max_tokens=8)
+    tables = (tmp_path / "out" / "results.md").read_text(encoding="utf-8")
+    assert "## Answers, %, 600 tokens" in tables and "## Answers, %, given data" in tables
+
+
+def test_a_run_that_fails_leaves_the_tables_of_what_it_measured(subject: Subject, tmp_path: Path) -> None:
+    text = tmp_path / "short.txt"
+    text.write_text("It was dark. The sea was cold. Nora saw the ship. " * 14)
+    with pytest.raises(ValueError, match="the text short has"):
+        run(subject, out=tmp_path / "out", **{**SMALL, "lengths": [600, 1400]}, texts=[text])
+    made = json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))
+    assert made["600"]["dense"]["perplexity"]["texts"]["short"]["ppl"] > 1
+
+
 # -- data of the user --------------------------------------------------------------------------------------------------
 
 
@@ -329,6 +363,25 @@ def test_the_command_writes_its_tables(tiny_path: Path, tmp_path: Path, capsys: 
     }  # fmt: skip
     for name in ("accuracy.png", "budgets.png"):
         assert (tmp_path / name).read_bytes()[:4] == b"\x89PNG"
+
+
+def test_perplexity_alone_makes_a_picture(tiny_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("matplotlib")
+    words = "--tasks perplexity --lengths 600 700 -t 1 --decoded 40 --plot --methods dense"
+    assert main(["eval", str(tiny_path), "-o", str(tmp_path), *words.split(), STREAMING]) == 0
+    assert f"wrote {tmp_path / 'perplexity.png'}" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.glob("*.png")] == ["perplexity.png"]
+    assert (tmp_path / "perplexity.png").read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.mark.parametrize("without", ["dense", STREAMING])
+def test_a_picture_of_perplexity_shows_what_there_is(subject: Subject, tmp_path: Path, without: str) -> None:
+    """One method alone has no ratio, or no divergence."""
+    pytest.importorskip("matplotlib")
+    methods = [spec for spec in SMALL["methods"] if spec != without]
+    records = run(subject, out=tmp_path, **{**SMALL, "tasks": ["perplexity"], "methods": methods})
+    assert plot_all(records, tmp_path) == [tmp_path / "perplexity.png"]
+    assert (tmp_path / "perplexity.png").stat().st_size > 5000
 
 
 def test_the_command_says_what_is_wrong(tiny_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -85,7 +85,7 @@ def test_defaults_are_those_of_the_engine() -> None:
     "method",
     [
         Method("fasa", n_tip=7, n_fac=99, n_sink=1, n_recent=0, dense_layers=3, dense_below=17, criterion="ca"),
-        Method("fasa", n_fac=0.25, chunks="head", budgets="pyramid").paper(),
+        Method("fasa", n_tip=0.5, n_fac=0.25, chunks="head", budgets="pyramid").paper(),
         Method("oracle", page=16, tokens="head", criterion="mass", n_fac=1.0),
         Method("sparq", quest_score="mean_std", observe_window=8, refresh_every=5, redundancy_weight=0.1),
     ],
@@ -102,6 +102,8 @@ def test_a_method_survives_the_way_to_the_engine(method: Method) -> None:
         ({"name": "nosuch"}, "method must be one of auto, full, fasa"),
         ({"name": None}, "method must be one of"),
         ({"n_tip": 0}, "n_tip must be between 1"),
+        ({"n_tip": 0.0}, "n_tip must be above 0"),
+        ({"n_tip": 1.5}, "n_tip must be"),
         ({"n_tip": True}, "n_tip must be a whole number"),
         ({"n_fac": 0}, "n_fac must be between 1"),
         ({"n_fac": 0.0}, "n_fac must be above 0"),
@@ -317,6 +319,10 @@ def test_the_number_of_chunks_that_a_table_recommends(tmp_path: Path) -> None:
         assert llm.method.n_tip == 11
         assert llm.set_method("fasa", n_tip=5).n_tip == 5
         assert llm.set_method("fasa").n_tip == 11
+    with Llama(n_ctx=64) as llm:
+        shares = {0.25: 16, 0.5: 32, 0.001: 1}
+        assert {share: llm.set_method("fasa", n_tip=share).n_tip for share in shares} == shares
+        assert llm.set_method("r-kv").name == "rkv"
     for n_tip in (0, 65):
         with pytest.raises(ValueError, match="n_tip"):
             Llama(n_ctx=64, table=made_up_table(n_tip=n_tip))

@@ -59,7 +59,7 @@ fasa_status fasa_model_load(fasa_model** out, const fasa_gguf* file, const fasa_
         *out = nullptr;
         const fasa_model_params p = params ? *params : fasa_model_params{};
         auto handle = std::make_unique<fasa_model>();
-        handle->model = load_model(file->file, make_device(p), [&](float fraction) {
+        handle->model = load_model(file->file, make_device(p), p.ignore_table, [&](float fraction) {
             return !p.progress || p.progress(fraction, p.progress_user);
         });
         handle->device_name = handle->model->device->name();

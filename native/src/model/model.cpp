@@ -214,15 +214,17 @@ void read_weights(const Model& model, const std::function<bool(float)>& progress
 uint64_t Model::pass_bytes() const { return n_bytes - (token_embd.data == output.data ? 0 : token_embd.n_bytes()); }
 
 std::shared_ptr<const Model> load_model(std::shared_ptr<const gguf::File> file, std::unique_ptr<Device> device,
-                                        const std::function<bool(float)>& progress) {
+                                        bool ignore_table, const std::function<bool(float)>& progress) {
     auto model = std::make_shared<Model>();
     model->file = std::move(file);
     model->device = std::move(device);
     model->h = read_hparams(*model->file);
     const Hparams& h = model->h;
 
-    if (auto table = read_table(*model->file, {h.n_layer, h.n_head, h.n_head_kv, chunk_layout(h)})) {
-        model->table = std::make_shared<const Table>(std::move(*table));
+    if (!ignore_table) {
+        if (auto table = read_table(*model->file, {h.n_layer, h.n_head, h.n_head_kv, chunk_layout(h)})) {
+            model->table = std::make_shared<const Table>(std::move(*table));
+        }
     }
 
     Loader load(*model->file);

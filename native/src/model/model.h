@@ -57,8 +57,9 @@ struct Model {
     RopeView rope_view() const { return {rope.layout, rope.n_rot, rope_frequency, rope.magnitude}; }
 };
 
-// progress(fraction) returns false to cancel. Throws FORMAT for a missing tensor or a wrong shape.
+// progress(fraction) returns false to cancel; with ignore_table the file's FASA table is not looked at. Throws FORMAT
+// for a missing tensor or a wrong shape.
 std::shared_ptr<const Model> load_model(std::shared_ptr<const gguf::File> file, std::unique_ptr<Device> device,
-                                        const std::function<bool(float)>& progress);
+                                        bool ignore_table, const std::function<bool(float)>& progress);
 
 }  // namespace fasa

@@ -1,6 +1,7 @@
 #include "runtime/config.h"
 
 #include <algorithm>
+#include <cmath>
 #include <numeric>
 
 #include "base/error.h"
@@ -22,11 +23,18 @@ void check_range(const char* name, int32_t value, int32_t max) {
     }
 }
 
-// The default criterion, also of a query head's sets, where a table may lack the joint ones.
+int32_t share_of_chunks(float fraction, int32_t n_chunk) {
+    if (!(fraction > 0 && fraction <= 1)) {
+        fail(FASA_ERROR_ARGUMENT, "n_tip_fraction is %g, expected more than 0, up to 1", static_cast<double>(fraction));
+    }
+    return std::max(1, static_cast<int32_t>(std::lround(fraction * static_cast<float>(n_chunk))));
+}
+
+// The default is the table's own, unless it lacks the joint sets of query heads.
 Criterion resolve_criterion(fasa_criterion asked, const Table* table, bool per_head) {
     if (asked == FASA_CRITERION_CA) return Criterion::ca;
     if (asked == FASA_CRITERION_MASS) return Criterion::mass;
-    if (!table || per_head) return Criterion::ca;
+    if (!table || (per_head && table->order_head.empty())) return Criterion::ca;
     return table->criterion;
 }
 
@@ -55,6 +63,7 @@ SelectConfig resolve_method(const Model& model, const fasa_method_params& p, con
     const int32_t advised = table ? table->n_tip : 0;
     const int32_t n_tip = advised > 0 ? advised : std::max(1, chunk_layout(model.h).n_chunk() / 4);
     c.n_tip = p.n_tip == 0 ? n_tip : p.n_tip;
+    if (p.n_tip_fraction != 0) c.n_tip = share_of_chunks(p.n_tip_fraction, chunk_layout(model.h).n_chunk());
     c.n_fac = p.n_fac;
     c.n_fac_fraction = p.n_fac_fraction;
     c.n_sink = p.n_sink;

@@ -2,9 +2,11 @@
 
 #include <algorithm>
 #include <cstring>
+#include <limits>
 #include <numeric>
 
 #include "base/error.h"
+#include "base/log.h"
 
 namespace fasa {
 namespace {
@@ -48,6 +50,37 @@ void check_order(const std::vector<uint16_t>& order, int64_t n_set, int32_t n_ch
         }
         seen_in[order[i]] = set;
     }
+}
+
+void refuse_rest_of_a_table(const gguf::File& file) {
+    for (const gguf::Meta& meta : file.entries()) {
+        if (meta.key.starts_with("fasa.")) {
+            fail(FASA_ERROR_FORMAT,
+                 "%s: metadata key \"%s\" belongs to a FASA table, but \"fasa.version\" is missing: calibrate again",
+                 file.path().c_str(), meta.key.c_str());
+        }
+    }
+}
+
+// A recommended setting that the caller decides about: "name=value, " or nothing.
+std::string advice(const gguf::File& file, const char* name, uint32_t least, uint32_t most) {
+    const std::string key = std::string("fasa.") + name;
+    const auto value = file.find_u32(key);
+    if (!value) return {};
+    if (*value < least || *value > most) {
+        fail(FASA_ERROR_FORMAT, "%s: metadata key \"%s\" is %u, expected %u to %u", file.path().c_str(), key.c_str(),
+             *value, least, most);
+    }
+    return name + ("=" + std::to_string(*value)) + ", ";
+}
+
+void log_advice(const gguf::File& file, const TableShape& shape) {
+    std::string settings = advice(file, "n_fac", 1, std::numeric_limits<int32_t>::max()) +
+                           advice(file, "dense_layers", 0, static_cast<uint32_t>(shape.n_layer));
+    if (settings.empty()) return;
+    settings.resize(settings.size() - 2);
+    log_message(FASA_LOG_WARN, "%s: its FASA table recommends %s, which is not followed unless set: give %s",
+                file.path().c_str(), settings.c_str(), settings.c_str());
 }
 
 std::vector<uint16_t> by_score(const std::vector<float>& score) {
@@ -105,7 +138,10 @@ void check_table(const Table& t, const std::string& source) {
 
 std::optional<Table> read_table(const gguf::File& file, const TableShape& shape) {
     const auto version = file.find_u32("fasa.version");
-    if (!version) return std::nullopt;
+    if (!version) {
+        refuse_rest_of_a_table(file);
+        return std::nullopt;
+    }
     if (*version != table_version) {
         fail(FASA_ERROR_UNSUPPORTED,
              "%s: its FASA table has version %u, this library reads version %u: calibrate again", file.path().c_str(),
@@ -142,6 +178,7 @@ std::optional<Table> read_table(const gguf::File& file, const TableShape& shape)
         fail(FASA_ERROR_FORMAT, "%s: \"fasa.criterion\" is mass, but \"fasa.chunk_order\" is missing",
              file.path().c_str());
     }
+    log_advice(file, shape);
     return table;
 }
 

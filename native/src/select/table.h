@@ -39,7 +39,9 @@ struct TableShape {
     ChunkLayout layout;
 };
 
-// The table in a file's metadata (keys fasa.*); nothing when it has none. Throws FORMAT when it does not fit the model.
+// The table in a file's metadata (keys fasa.*); nothing when it has none. Throws FORMAT when it does not fit the model
+// or is a part of a table, UNSUPPORTED for another version. Of recommended settings only n_tip is followed; n_fac and
+// dense_layers are checked and logged.
 std::optional<Table> read_table(const gguf::File& file, const TableShape& shape);
 
 // "interleaved" or "half_split"
