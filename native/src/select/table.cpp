@@ -71,7 +71,7 @@ std::string advice(const gguf::File& file, const char* name, uint32_t least, uin
         fail(FASA_ERROR_FORMAT, "%s: metadata key \"%s\" is %u, expected %u to %u", file.path().c_str(), key.c_str(),
              *value, least, most);
     }
-    return name + ("=" + std::to_string(*value)) + ", ";
+    return std::string(name).append("=").append(std::to_string(*value)).append(", ");
 }
 
 void log_advice(const gguf::File& file, const TableShape& shape) {
