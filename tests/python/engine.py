@@ -22,6 +22,10 @@ import fasa_py
 from fasa_py._native import check, ffi, lib, text
 
 
+# FASA_TEST_DEVICE chooses what the tests run on.
+DEVICES = {"cpu": lib.FASA_DEVICE_CPU, "cuda": lib.FASA_DEVICE_CUDA}
+
+
 @dataclass(frozen=True)
 class Table:
     """A calibration table: ca (n_layer, n_head, n_chunk), order (n_layer, n_head_kv, n_chunk), order_head as ca."""
@@ -79,7 +83,7 @@ class Engine:
         self._file = ffi.gc(file[0], lib.fasa_gguf_free)
         params = ffi.new("fasa_model_params *")
         lib.fasa_model_params_default(params)
-        params.device, params.n_threads = lib.FASA_DEVICE_CPU, n_threads
+        params.device, params.n_threads = DEVICES[os.environ.get("FASA_TEST_DEVICE", "cpu")], n_threads
         check(lib.fasa_model_load(model, self._file, params))
         self._model = ffi.gc(model[0], lib.fasa_model_free)
         self.info = ffi.new("fasa_model_info *")
