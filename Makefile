@@ -22,7 +22,7 @@ INSTALL_PACKAGE := $(PIP_INSTALL) --no-build-isolation --config-settings=build-d
 PACKAGE_SOURCES := pyproject.toml README.md LICENSE CMakeLists.txt \
   $(shell find native fasa_py -type f -not -path '*/__pycache__/*')
 # fasa.h is laid out in columns, by hand.
-CXX_FILES := $(filter-out %/fasa.h,$(shell find native tests bench -name '*.cpp' -o -name '*.h'))
+CXX_FILES := $(filter-out %/fasa.h,$(foreach kind,cpp h cu cuh,$(shell find native tests bench -name '*.$(kind)')))
 PYTHON_FILES := fasa_py tests tools bench .ci
 
 export PATH := $(abspath $(BIN)):$(PATH)

@@ -42,22 +42,22 @@ struct Shape {
 // A cache, queries and what attention needs besides, on host and device. What no row may see is NaN.
 class Lab {
    public:
-    explicit Lab(const Shape& shape)
-        : shape(shape),
-          n_ctx(shape.n_pos + 3),
-          dom(halves(shape.n_dom, 1)),
-          rest(halves(2 * shape.head_dim - shape.n_dom, 2)),
-          q(random_floats(int64_t{shape.n} * shape.n_head() * shape.head_dim, 3)),
-          device_dom_(dom.size() + shape.shift),
-          device_rest_(rest.size() + shape.shift),
+    explicit Lab(const Shape& of)
+        : shape(of),
+          n_ctx(of.n_pos + 3),
+          dom(halves(of.n_dom, 1)),
+          rest(halves(2 * of.head_dim - of.n_dom, 2)),
+          q(random_floats(int64_t{of.n} * of.n_head() * of.head_dim, 3)),
+          device_dom_(dom.size() + of.shift),
+          device_rest_(rest.size() + of.shift),
           device_q_(q),
           y_(q.size()),
           step_(1),
           scratch_(scratch_bytes()),
-          attention_(AttentionDecode::Gpu{shape.n_sm, shape.shared_bytes}, scratch()) {
+          attention_(AttentionDecode::Gpu{of.n_sm, of.shared_bytes}, scratch()) {
         cuda::check(cudaMemset(scratch_.data(), 0, scratch_.size()), "zeros");
         upload();
-        set_step(shape.pos0());
+        set_step(of.pos0());
     }
 
     void upload() {

@@ -43,9 +43,7 @@ struct Lab {
     KvView view() const {
         return {device_dom.data(), device_rest.data(), nullptr, s.n_ctx, s.n_head_kv, s.head_dim, s.n_dom};
     }
-    SetQueries queries() const {
-        return {device_q.data(), s.mask ? device_mask.data() : nullptr, s.n_head, s.n_set};
-    }
+    SetQueries queries() const { return {device_q.data(), s.mask ? device_mask.data() : nullptr, s.n_head, s.n_set}; }
     cuda::Past past(int32_t n_pos, bool by_step) {
         if (!by_step) return {nullptr, seq, n_pos, n_pos};
         step.set({{seq, n_pos - 1}});
