@@ -21,7 +21,6 @@ import numpy as np
 import fasa_py
 from fasa_py._native import check, ffi, lib, text
 
-
 # FASA_TEST_DEVICE chooses what the tests run on.
 DEVICES = {"cpu": lib.FASA_DEVICE_CPU, "cuda": lib.FASA_DEVICE_CUDA}
 
