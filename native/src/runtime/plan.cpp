@@ -40,14 +40,14 @@ fasa_plan measure(const Model& model, ContextConfig config) {
     return p;
 }
 
+// For all that a plan counts: what the model holds is not to be found again.
 struct Available {
-    uint64_t device, host;
+    uint64_t device = 0, host = memory_available();
 
-    explicit Available(const Model& model)
-        : device(model.device->has_own_memory() ? model.device->memory_available() + model.device->system_bytes() +
-                                                      model.memory.n_bytes()
-                                                : 0),
-          host(memory_available()) {}
+    explicit Available(const Model& model) {
+        const Device& d = *model.device;
+        if (d.has_own_memory()) device = d.memory_available() + d.system_bytes() + model.memory.n_bytes();
+    }
     bool suffices(const fasa_plan& p) const { return p.device_bytes <= device && p.host_bytes <= host; }
 };
 
@@ -82,7 +82,8 @@ OpsLimits ops_limits(const Hparams& h, const ContextConfig& config) {
 }
 
 KvShape kv_shape(const Hparams& h, const ContextConfig& config) {
-    return {h.n_layer, h.n_head_kv, h.head_dim, config.n_ctx, config.n_seq, config.n_dom, config.n_dense};
+    return {h.n_layer,    h.n_head_kv,  h.head_dim,     config.n_ctx,
+            config.n_seq, config.n_dom, config.n_dense, config.dom_type};
 }
 
 DeviceScratch device_scratch(const Model& model, const ContextConfig& config, void* base) {
@@ -130,7 +131,8 @@ void check_plan(const fasa_plan& p) {
     if (on_device) add("CUDA itself", p.system_device_bytes);
     const uint64_t n_missing = on_device ? p.device_missing : p.host_missing;
     fail(FASA_ERROR_MEMORY,
-         "out of memory: with a context of %d token%s, %.1f MiB of %s memory are needed (%s), but %.1f MiB are available: "
+         "out of memory: with a context of %d token%s, %.1f MiB of %s memory are needed (%s), but %.1f MiB are "
+         "available: "
          "%llu bytes are missing; %s",
          p.n_ctx, p.n_ctx == 1 ? "" : "s", mib(on_device ? p.device_bytes : p.host_bytes),
          on_device ? "device" : "host", parts.c_str(), mib(on_device ? p.device_available : p.host_available),
