@@ -28,7 +28,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -191,7 +190,10 @@ class Measurement:
                 self.model, ContextSettings(n_ctx, n_batch=a.n_batch, method=Method(METHODS[name]), table=table)
             )
         plan = context.plan
-        self.emit("plan", method=name, n_ctx=n_ctx, fill=fill, **asdict(plan))
+        self.emit(
+            "plan", method=name, n_ctx=n_ctx, fill=fill, weights_bytes=plan.weights_bytes, kv_bytes=plan.kv_bytes,
+            scratch_bytes=plan.scratch_bytes,
+        )  # fmt: skip
         try:
             if name == a.methods[0]:
                 self.prefill(context, name)
@@ -324,7 +326,7 @@ def table(report: dict[str, Any], copy_gb_s: float | None) -> str:
             lines += [f"{row['device']}, {row['n_bytes'] / 1e9:.2f} GB of weights, loaded in {row['load_s']:.1f} s"]
     for name in METHODS:
         for plan in rows("plan", name):
-            planned = plan["device_bytes"]
+            planned = plan["weights_bytes"] + plan["kv_bytes"] + plan["scratch_bytes"]
             line = f"{name}: n_ctx {plan['n_ctx']}, planned {planned / 2**20:.1f} MiB"
             for memory in rows("memory", name):
                 peak = memory["peak_bytes"]
