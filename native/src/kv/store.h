@@ -26,6 +26,8 @@ struct KvShape {
     size_t dom_bytes() const { return token_dom_bytes() * n_ctx * n_seq; }
     size_t rest_bytes() const { return token_rest_bytes() * n_ctx * n_seq; }
     size_t n_bytes() const { return dom_bytes() + rest_bytes(); }
+    // Of the order that dims are stored in.
+    size_t order_bytes() const { return n_dom > 0 ? sizeof(int16_t) * n_layer * n_head_kv * head_dim : 0; }
 };
 
 // One layout, two placements: the dominant plane is always on the device; the rest is there too (FASA-C) or in host
