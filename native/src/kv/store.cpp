@@ -8,12 +8,18 @@ size_t KvShape::dom_bytes() const {
     return size_t{2} * std::max(0, n_layer - n_dense) * n_seq * n_head_kv * n_ctx * n_dom;
 }
 
+size_t KvShape::host_bytes() const {
+    const size_t row_bytes = size_t{2} * (2 * head_dim - n_dom);
+    return host_rest ? row_bytes * std::max(0, n_layer - n_dense) * n_seq * n_head_kv * n_ctx : 0;
+}
+
 KvStore::KvStore(const KvShape& shape, std::vector<int16_t> order, const Device& device)
     : shape_(shape),
       device_(device),
       order_(std::move(order)),
       dom_(device.buffer(shape.dom_bytes(), "dominant part of the KV cache")),
-      rest_(device.buffer(shape.n_bytes() - shape.dom_bytes(), "KV cache")),
+      rest_(device.buffer(shape.n_bytes() - shape.dom_bytes() - shape.host_bytes(), "KV cache")),
+      host_rest_(device.host_buffer(shape.host_bytes(), "part of the KV cache in host memory")),
       order_on_device_(device.buffer(order_.size() * sizeof(int16_t), "order of the KV cache")) {
     device.copy(order_on_device_.data(), order_.data(), order_on_device_.n_bytes());
 }
@@ -28,7 +34,13 @@ KvView KvStore::layer(int32_t i) const {
     view.head_dim = shape_.head_dim;
     view.n_dom = shape_.n_dom_of(i);
     view.dom = static_cast<uint16_t*>(dom_.data()) + n_rows * shape_.n_dom * n_split;
-    view.rest = static_cast<uint16_t*>(rest_.data()) + n_rows * (n_dense * whole + n_split * (whole - shape_.n_dom));
+    const size_t split_values = n_rows * n_split * (whole - shape_.n_dom);
+    if (shape_.host_rest && i >= shape_.n_dense) {
+        view.rest = static_cast<uint16_t*>(host_rest_.data()) + split_values;
+        view.host_layer = static_cast<int32_t>(n_split);
+    } else {
+        view.rest = static_cast<uint16_t*>(rest_.data()) + n_rows * n_dense * whole + split_values;
+    }
     if (!order_.empty())
         view.order =
             static_cast<const int16_t*>(order_on_device_.data()) + size_t{1} * i * shape_.n_head_kv * shape_.head_dim;

@@ -10,18 +10,20 @@ namespace fasa {
 
 struct KvShape {
     int32_t n_layer, n_head_kv, head_dim, n_ctx, n_seq;
-    int32_t n_dom;    // dominant key dims of a split layer; 0: no layer is split
-    int32_t n_dense;  // leading layers that are never split
+    int32_t n_dom;           // dominant key dims of a split layer; 0: no layer is split
+    int32_t n_dense;         // leading layers that are never split
+    bool host_rest = false;  // the rows of split layers lie in host memory
 
     int32_t n_dom_of(int32_t layer) const { return layer < n_dense ? 0 : n_dom; }
     size_t token_bytes() const { return size_t{4} * n_layer * n_head_kv * head_dim; }  // key and value, half precision
     size_t n_bytes() const { return token_bytes() * n_ctx * n_seq; }
-    // The part of n_bytes that the dominant planes take.
+    // The parts of n_bytes that the dominant planes take, and rows in host memory.
     size_t dom_bytes() const;
+    size_t host_bytes() const;
 };
 
 // One layout, two placements: the dominant plane is always on the device; the rest is there too (FASA-C) or in host
-// memory (FASA-M). On a CPU both are the same memory.
+// memory (FASA-M), but for dense layers, which are on the device as a whole. On a CPU both are the same memory.
 class KvStore {
    public:
     // order [n_layer][n_head_kv][head_dim]: which dim of the file lies at each place of a key; empty: unchanged. The
@@ -59,7 +61,7 @@ class KvStore {
     KvShape shape_;
     const Device& device_;
     std::vector<int16_t> order_;
-    Buffer dom_, rest_, order_on_device_;
+    Buffer dom_, rest_, host_rest_, order_on_device_;
 };
 
 }  // namespace fasa

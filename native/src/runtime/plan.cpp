@@ -54,11 +54,19 @@ int32_t choose_n_ctx(const Model& model, const ContextConfig& config) {
 OpsLimits ops_limits(const Hparams& h, const ContextConfig& config) {
     const int64_t n_in_max = std::max({h.n_embd, h.n_ff, h.n_head * h.head_dim});
     const int64_t n_out_max = std::max({h.n_vocab, h.n_ff, h.n_head * h.head_dim});
-    return {config.n_batch, n_in_max, h.n_head, h.n_head_kv, h.head_dim, config.n_ctx, n_in_max * n_out_max};
+    return {config.n_batch,
+            n_in_max,
+            h.n_head,
+            h.n_head_kv,
+            h.head_dim,
+            config.n_ctx,
+            n_in_max * n_out_max,
+            config.host_rest ? 2 * h.head_dim - config.n_dom : 0};
 }
 
 KvShape kv_shape(const Hparams& h, const ContextConfig& config) {
-    return {h.n_layer, h.n_head_kv, h.head_dim, config.n_ctx, config.n_seq, config.n_dom, config.n_dense};
+    return {h.n_layer,    h.n_head_kv,  h.head_dim,     config.n_ctx,
+            config.n_seq, config.n_dom, config.n_dense, config.host_rest};
 }
 
 DeviceScratch device_scratch(const Model& model, const ContextConfig& config, void* base) {
