@@ -46,7 +46,7 @@ struct Available {
 
     explicit Available(const Model& model) {
         const Device& d = *model.device;
-        if (d.has_own_memory()) device = d.memory_available() + d.system_bytes() + model.memory.n_bytes();
+        if (d.has_own_memory()) device = d.memory_available() + model.memory.n_bytes();
     }
     bool suffices(const fasa_plan& p) const { return p.device_bytes <= device && p.host_bytes <= host; }
 };
@@ -78,7 +78,7 @@ int32_t choose_n_ctx(const Model& model, ContextConfig config) {
 OpsLimits ops_limits(const Hparams& h, const ContextConfig& config) {
     const int64_t n_in_max = std::max({h.n_embd, h.n_ff, h.n_head * h.head_dim});
     const int64_t n_out_max = std::max({h.n_vocab, h.n_ff, h.n_head * h.head_dim});
-    return {config.n_batch, n_in_max, h.n_head, h.n_head_kv, h.head_dim, config.n_ctx, n_in_max * n_out_max};
+    return {config.n_batch, n_in_max, h.n_head, h.n_head_kv, h.head_dim, config.n_ctx, n_in_max * n_out_max, h.n_layer};
 }
 
 KvShape kv_shape(const Hparams& h, const ContextConfig& config) {
