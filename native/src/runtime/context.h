@@ -67,6 +67,7 @@ class Context {
     // One token and its logits.
     void step(Rows rows);
     void keep_runs();
+    void abandon();
     // What tells kept runs apart; 0: not to be kept.
     uint64_t run_key(Rows rows) const;
     template <class AfterBatch>
