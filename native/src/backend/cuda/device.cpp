@@ -42,6 +42,7 @@ class CudaDevice final : public Device {
         void* data = DeviceBuffer(n_bytes, what).release();
         Buffer buffer(data, n_bytes, [](void* p, size_t) { cudaFree(p); });
         check(cudaMemset(data, 0, n_bytes), what);
+        check(cudaStreamSynchronize(nullptr), what);  // streams of ops do not wait for it
         return buffer;
     }
 
@@ -55,6 +56,7 @@ class CudaDevice final : public Device {
         if (n_bytes == 0) return;
         use();
         check(cudaMemcpy(to, from, n_bytes, cudaMemcpyDefault), "copying between host and device");
+        check(cudaStreamSynchronize(nullptr), "copying between host and device");  // it may return before it is done
     }
 
     uint64_t memory_available() const override {
