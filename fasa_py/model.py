@@ -20,7 +20,7 @@ import numpy.typing as npt
 from ._native import check, ffi, lib, text
 from .errors import CancelledError, UnsupportedError
 from .gguf import GGUF, path_bytes
-from .method import Method, kv_placement
+from .method import Method, k_dom_number, kv_placement
 from .sampling import SamplingParams
 
 if TYPE_CHECKING:
@@ -71,16 +71,44 @@ class ModelInfo:
 
 @dataclass(frozen=True)
 class Plan:
-    """Bytes that a context takes, and what was available before it existed."""
+    """Bytes that a model with one context takes, all of them known before anything is loaded.
 
-    n_ctx: int
-    n_ctx_max: int
-    weights_bytes: int
-    kv_bytes: int
-    kv_dom_bytes: int  # the part of kv_bytes that dominant keys take: on the device, wherever the rest lies
-    scratch_bytes: int
-    available_bytes: int
+    Device memory is a GPU's own. On the CPU there is none: its figures are 0, and all is host memory. What is available
+    is so for all of it: what the model holds already is counted in.
+    """
+
+    n_ctx: int  # asked or chosen
+    n_ctx_max: int  # the largest that fits; 0: none
     fits: bool
+    weights_device_bytes: int  # uploaded
+    weights_host_bytes: int  # mapped from the file, shared between processes; on the CPU only
+    kv_device_bytes: int
+    kv_host_bytes: int
+    kv_dom_bytes: int  # the part that dominant keys take: on the device, wherever the rest lies
+    scratch_device_bytes: int  # activations, workspace
+    scratch_host_bytes: int  # logits, tokens, page-locked buffers; on the CPU activations and workspace too
+    system_device_bytes: int  # what CUDA takes itself: its context, kernels, graphs; an upper bound
+    device_bytes: int  # the sums of the above
+    host_bytes: int
+    device_available: int
+    host_available: int
+    device_missing: int  # 0: it fits there
+    host_missing: int
+
+    @property
+    def weights_bytes(self) -> int:
+        """On device and host."""
+        return self.weights_device_bytes + self.weights_host_bytes
+
+    @property
+    def kv_bytes(self) -> int:
+        """On device and host."""
+        return self.kv_device_bytes + self.kv_host_bytes
+
+    @property
+    def scratch_bytes(self) -> int:
+        """On device and host."""
+        return self.scratch_device_bytes + self.scratch_host_bytes
 
 
 @dataclass(frozen=True)
@@ -241,6 +269,7 @@ class ContextSettings:
     method: Method = field(default_factory=Method)
     table: Table | None = None  # None: the file's own
     kv: str = "auto"  # or "device", "split": dominant keys on the device, the rest in host memory
+    k_dom: str = "f16"  # how dominant keys are stored for ranking; or "int8", "q4"
 
     def params(self) -> Any:
         """``fasa_context_params *``; valid as long as the table is."""
@@ -250,6 +279,7 @@ class ContextSettings:
         self.method.write_to(ffi.addressof(params, "method"))
         params.table = ffi.NULL if self.table is None else self.table._handle
         params.kv = kv_placement(self.kv)
+        params.k_dom = k_dom_number(self.k_dom)
         return params
 
 
@@ -258,7 +288,7 @@ class Context:
 
     :raises OutOfMemoryError: what was asked does not fit; the text has the numbers
     :raises ValueError: the method needs a table that there is not, or a setting does not fit the model
-    :raises UnsupportedError: kv="split" with a method that has no dominant keys
+    :raises UnsupportedError: kv="split", or another k_dom than f16, with a method that has no dominant keys
     """
 
     def __init__(self, model: Model, settings: ContextSettings | None = None) -> None:

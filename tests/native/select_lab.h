@@ -9,6 +9,7 @@
 #include <random>
 #include <vector>
 
+#include "backend/cpu/elementwise_kernels.h"
 #include "base/half.h"
 #include "kv/store.h"
 #include "select/sparsity.h"
@@ -34,6 +35,7 @@ struct Shape {
     ChunkLayout layout = {RopeLayout::interleaved, 16, 16};
     int32_t n_dom = 0, n_dense = 0;  // of the store
     Criterion store_criterion = Criterion::mass;
+    DomType dom_type = DomType::f16;
 
     int32_t head_dim() const { return layout.head_dim; }
     SelectShape select() const { return {n_layer, n_head, n_head_kv, n_ctx, n_seq, layout}; }
@@ -79,7 +81,7 @@ class Lab {
           table(random_table(shape, 11)),
           order(store_order(shape, table)),
           device(make_device()),
-          kv({s.n_layer, s.n_head_kv, s.head_dim(), s.n_ctx, s.n_seq, s.n_dom, s.n_dense}, order, *device),
+          kv({s.n_layer, s.n_head_kv, s.head_dim(), s.n_ctx, s.n_seq, s.n_dom, s.n_dense, s.dom_type}, order, *device),
           ops(device->make_ops({n_batch, 64, s.n_head, s.n_head_kv, s.head_dim(), s.n_ctx, 64})) {
         Arena measure;
         SelectScratch::take(measure, s.select());
@@ -172,6 +174,15 @@ class Lab {
                     const uint16_t half = float_to_half(normal(random));
                     (d < view.n_dom ? dom[at * n_dom + d] : rest[at * row + d - n_dom]) = half;
                     key(layer, seq, head, pos0 + i, dims ? dims[d] : d) = half_to_float(half);
+                }
+                if (view.is_coded()) {
+                    const KeyCodes coded = view.codes_at(seq, head, pos0 + i);
+                    std::vector<uint8_t> code(static_cast<size_t>(coded.row_bytes()));
+                    uint16_t scale_bits = 0;
+                    cpu::elementwise_kernels(cpu_info().isa)
+                        .encode(code.data(), &scale_bits, rest.data() + at * row, coded.type, coded.n);
+                    device->copy(coded.code, code.data(), code.size());
+                    device->copy(coded.scale, &scale_bits, sizeof scale_bits);
                 }
             }
             for (int32_t head = 0; head < s.n_head; ++head) {

@@ -19,14 +19,7 @@ double seconds_since(Clock::time_point start) { return std::chrono::duration<dou
 
 fasa_plan checked_plan(const Model& model, const ContextConfig& config) {
     const fasa_plan plan = make_plan(model, config);
-    if (!plan.fits) {
-        fail(FASA_ERROR_MEMORY,
-             "out of memory: a context of %d tokens needs %.1f MiB (KV cache %.1f, scratch %.1f), but %.1f MiB are "
-             "available beside the weights; n_ctx = %d would fit",
-             plan.n_ctx, static_cast<double>(plan.kv_bytes + plan.scratch_bytes) / 0x1p20,
-             static_cast<double>(plan.kv_bytes) / 0x1p20, static_cast<double>(plan.scratch_bytes) / 0x1p20,
-             static_cast<double>(plan.available_bytes) / 0x1p20, plan.n_ctx_max);
-    }
+    check_plan(plan);
     return plan;
 }
 
