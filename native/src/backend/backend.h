@@ -19,7 +19,8 @@ struct OpsLimits {
     int64_t n_in_max;  // values in an input row of `linear`
     int n_head, n_head_kv, head_dim;
     int n_ctx;
-    int64_t n_weight_max = 0;  // values of the largest matrix; 0: unknown
+    int64_t n_weight_max = 0;     // values of the largest matrix; 0: unknown
+    int32_t host_row_values = 0;  // values of a row of the KV cache in host memory; 0: none lie there
 };
 
 // What ops take.

@@ -221,6 +221,14 @@ void Context::check_tokens(int32_t seq, std::span<const int32_t> tokens) const {
     }
 }
 
+// Until nothing of a batch that failed is under way any more. The failure that is being thrown says more than another.
+void Context::abandon() {
+    try {
+        ops_->wait();
+    } catch (const Error&) {
+    }
+}
+
 // Runs differ by the ops of a step: all the same as long as it stays sparse or dense. A device whose ops depend on the
 // length tells lengths apart itself.
 uint64_t Context::run_key(Rows rows) const {
@@ -241,6 +249,7 @@ void Context::run_batch(int32_t seq, std::span<const int32_t> tokens) {
         });
         ops_->wait();
     } catch (...) {
+        abandon();
         sparsity_->forget(seq, pos0);
         throw;
     }

@@ -24,7 +24,8 @@ fasa_plan measure(const Model& model, ContextConfig config) {
     fasa_plan p = {};
     p.n_ctx = config.n_ctx;
     p.weights_device_bytes = model.memory_bytes;
-    p.kv_device_bytes = kv.n_bytes();
+    p.kv_device_bytes = kv.n_bytes() - kv.host_bytes();
+    p.kv_host_bytes = kv.host_bytes();
     p.kv_dom_bytes = kv.dom_bytes();
     p.scratch_device_bytes = device_scratch(model, config, nullptr).n_bytes + kv.order_bytes() + ops.device;
     p.scratch_host_bytes = host_scratch(model, config, nullptr).n_bytes + ops.host;
@@ -78,12 +79,19 @@ int32_t choose_n_ctx(const Model& model, ContextConfig config) {
 OpsLimits ops_limits(const Hparams& h, const ContextConfig& config) {
     const int64_t n_in_max = std::max({h.n_embd, h.n_ff, h.n_head * h.head_dim});
     const int64_t n_out_max = std::max({h.n_vocab, h.n_ff, h.n_head * h.head_dim});
-    return {config.n_batch, n_in_max, h.n_head, h.n_head_kv, h.head_dim, config.n_ctx, n_in_max * n_out_max};
+    return {config.n_batch,
+            n_in_max,
+            h.n_head,
+            h.n_head_kv,
+            h.head_dim,
+            config.n_ctx,
+            n_in_max * n_out_max,
+            kv_shape(h, config).host_row_values()};
 }
 
 KvShape kv_shape(const Hparams& h, const ContextConfig& config) {
     return {h.n_layer,    h.n_head_kv,  h.head_dim,     config.n_ctx,
-            config.n_seq, config.n_dom, config.n_dense, config.dom_type};
+            config.n_seq, config.n_dom, config.n_dense, config.dom_type, config.host_rest};
 }
 
 DeviceScratch device_scratch(const Model& model, const ContextConfig& config, void* base) {
