@@ -54,6 +54,8 @@ class Ops {
     // n values for the host to read, once everything asked for is done; valid until the next call of an op.
     virtual const float* on_host(const float* x, int64_t n) = 0;
     virtual const int32_t* on_host(const int32_t* x, int64_t n) = 0;
+    // to[0 .. n) = from[0 .. n), both on the device.
+    virtual void copy(float* to, const float* from, int64_t n) = 0;
 
     // x[i] = row token[i] of w for the tokens of the batch. x [n][n_embd]
     virtual void embed(float* x, const WeightView& w) = 0;
@@ -95,6 +97,18 @@ class Ops {
     // similarity[head_kv][pos] = mean cosine between the key at pos and the others below n_pos; [n_head_kv][n_ctx]. A
     // key of zeros is similar to none.
     virtual void key_similarity(float* similarity, const KvView& kv, int32_t seq, int32_t n_pos) = 0;
+
+    // Small steps of single methods, on scores [n_set][n_ctx].
+    // scores[set][first .. first + n) = 0
+    virtual void clear_scores(float* scores, int n_set, int32_t first, int32_t n) = 0;
+    // scores[set][pos] = -infinity for the positions below n_pos that are not in the set's list.
+    virtual void keep_listed(float* scores, int32_t n_pos, const Selection& selection) = 0;
+    // scores[set][i] = the mean over page i, for all pages of `page` positions that begin below n_pos.
+    virtual void average_pages(float* scores, int n_set, int32_t page, int32_t n_pos) = 0;
+    // Lists of pages, that of position n_pos - 1 the last of each, become lists of their positions.
+    virtual void expand_pages(Selection& selection, int32_t page, int32_t n_pos) = 0;
+    // bounds[set] = the sums of the set's heads' max(q, 0), then of min(q, 0): [n_set][2][head_dim].
+    virtual void bound_queries(float* bounds, int n_set, const float* q, int n_head, int head_dim) = 0;
 };
 
 class Device {

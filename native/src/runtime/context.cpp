@@ -7,7 +7,6 @@
 #include <utility>
 
 #include "base/error.h"
-#include "base/half.h"
 #include "runtime/plan.h"
 #include "runtime/state_file.h"
 
@@ -85,12 +84,24 @@ class Context::SparseHook final : public LayerHook {
         const float* read = context_.ops_->on_host(q, static_cast<int64_t>(queries.size()));
         std::copy_n(read, queries.size(), queries.begin());
         std::vector<std::vector<int32_t>> positions;
-        for (int32_t set = 0; selection && set < selection->n_set; ++set) {
-            const int32_t count = *context_.ops_->on_host(selection->count + set, 1);
-            const int32_t* list = context_.ops_->on_host(selection->list(set), count);
-            positions.emplace_back(list, list + count);
-        }
+        if (selection) positions = lists(*selection);
         context_.tap_->record(layer, rows, queries, context_.kv_, std::move(positions));
+    }
+
+    // On the host, by two copies.
+    std::vector<std::vector<int32_t>> lists(const Selection& selection) const {
+        const Device& device = *context_.model_->device;
+        const size_t n_set = static_cast<size_t>(selection.n_set), capacity = static_cast<size_t>(selection.capacity);
+        std::vector<int32_t> counts(n_set), all(n_set * capacity);
+        context_.ops_->wait();
+        device.copy(counts.data(), selection.count, sizeof(int32_t) * counts.size());
+        device.copy(all.data(), selection.positions, sizeof(int32_t) * all.size());
+        std::vector<std::vector<int32_t>> lists;
+        for (size_t set = 0; set < n_set; ++set) {
+            const auto list = all.begin() + static_cast<std::ptrdiff_t>(set * capacity);
+            lists.emplace_back(list, list + counts[set]);
+        }
+        return lists;
     }
 
     Context& context_;
@@ -197,19 +208,10 @@ void Context::read_kv(float* k, float* v, int32_t seq, int32_t layer, int32_t he
         fail(FASA_ERROR_ARGUMENT, "no keys at layer %d, KV head %d, positions %d to %d: the sequence has %d", layer,
              head_kv, first, first + n, length_[seq]);
     }
-    const KvView view = kv_.layer(layer);
-    const int16_t* order = kv_.order_of(layer, head_kv);
-    std::vector<uint16_t> doms(static_cast<size_t>(n) * view.n_dom), rests(static_cast<size_t>(n * view.row_values()));
-    model_->device->copy(doms.data(), view.dom_at(seq, head_kv, first), doms.size() * sizeof(uint16_t));
-    model_->device->copy(rests.data(), view.rest_at(seq, head_kv, first), rests.size() * sizeof(uint16_t));
+    const KvRows rows = kv_.read(seq, layer, head_kv, first, n);
     for (int32_t i = 0; i < n; ++i) {
-        const uint16_t* dom = doms.data() + int64_t{i} * view.n_dom;
-        const uint16_t* rest = rests.data() + i * view.row_values();
-        for (int32_t d = 0; d < h.head_dim; ++d) {
-            const uint16_t key = d < view.n_dom ? dom[d] : rest[d - view.n_dom];
-            if (k) k[int64_t{i} * h.head_dim + (order ? order[d] : d)] = half_to_float(key);
-            if (v) v[int64_t{i} * h.head_dim + d] = half_to_float(rest[h.head_dim - view.n_dom + d]);
-        }
+        if (k) rows.key(i, k + int64_t{i} * h.head_dim);
+        if (v) rows.value(i, v + int64_t{i} * h.head_dim);
     }
 }
 

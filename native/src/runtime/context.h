@@ -52,6 +52,7 @@ class Context {
     // Queries and selections of the next n_steps decode steps; 0: no more.
     void start_tap(int32_t n_steps);
     const Tap* tap() const { return tap_.get(); }
+    const KvStore& kv() const { return kv_; }
     // Keys and values of a KV head as floats, dims as in the file: [n][head_dim]; either may be nullptr.
     void read_kv(float* k, float* v, int32_t seq, int32_t layer, int32_t head_kv, int32_t first, int32_t n) const;
 

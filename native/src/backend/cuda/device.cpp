@@ -74,6 +74,7 @@ class CudaDevice final : public Gpu {
         auto memory = std::make_shared<DeviceBuffer>(n_bytes, what, account_);
         void* data = memory->data();
         check(cudaMemset(data, 0, n_bytes), what);
+        check(cudaStreamSynchronize(nullptr), what);  // streams of ops do not wait for it
         return {data, n_bytes, [memory](void*, size_t) mutable { memory.reset(); }};
     }
 
@@ -87,6 +88,7 @@ class CudaDevice final : public Gpu {
         if (n_bytes == 0) return;
         use();
         check(cudaMemcpy(to, from, n_bytes, cudaMemcpyDefault), "copying between host and device");
+        check(cudaStreamSynchronize(nullptr), "copying between host and device");  // it may return before it is done
     }
 
     void upload(std::span<const Upload> matrices, const std::function<void(size_t)>& progress) const override {

@@ -4,7 +4,9 @@
 #include <bit>
 #include <cstddef>
 #include <cstring>
+#include <utility>
 
+#include "backend/cuda/baselines.h"
 #include "backend/cuda/position.h"
 #include "backend/cuda/quantize.h"
 #include "backend/cuda/scores.h"
@@ -164,6 +166,11 @@ const int32_t* CudaOps::on_host(const int32_t* x, int64_t n) {
     return static_cast<const int32_t*>(read(x, sizeof(int32_t) * static_cast<size_t>(n)));
 }
 
+void CudaOps::copy(float* to, const float* from, int64_t n) {
+    const size_t n_bytes = sizeof(float) * static_cast<size_t>(n);
+    check(cudaMemcpyAsync(to, from, n_bytes, cudaMemcpyDeviceToDevice, stream_.get()), "copying on the device");
+}
+
 void CudaOps::embed(float* x, const WeightView& w) {
     cuda::embed(x, w, memory_.input->token, batch_.rows.n, stream_.get());
 }
@@ -213,9 +220,8 @@ void CudaOps::attend_dense(float* y, const float* q, int n_head, float scale, co
 
 void CudaOps::attend_selected(float* y, const float* q, int n_head, float scale, const KvView& kv, int32_t,
                               const Selection& selection) {
-    const int32_t longest = std::min(selection.capacity, n_pos_max_);
     attention_.selected(y, q, n_head, scale, kv, &memory_.input->step, selection,
-                        counted_ ? std::min(counted_->keep, longest) : longest, stream_.get());
+                        std::min(selection.capacity, n_pos_max_), stream_.get());
 }
 
 Past CudaOps::past(int32_t seq, int32_t n_pos) const {
@@ -226,18 +232,15 @@ void CudaOps::token_scores(float* scores, const SetQueries& queries, const KvVie
                            bool whole_key, const Budget* next) {
     const Past p = past(seq, n_pos);
     if (whole_key) see_rows(kv);
-    counted_.reset();
+    counted_ = next != nullptr;
     CountFor count;
-    if (next) {
-        counted_ = *next;
-        count = {*next, memory_.rank};
-    }
+    if (next) count = {*next, memory_.rank};
     cuda::token_scores(scores, queries, kv, p, whole_key, next ? &count : nullptr, stream_.get());
 }
 
 void CudaOps::topk(const float* scores, int32_t n_pos, const Budget& budget, Selection& selection) {
     cuda::topk(selection, scores, limits_.n_ctx, past(batch_.rows.seq, n_pos), budget, memory_.rank,
-               counted_.has_value(), stream_.get());
+               std::exchange(counted_, false), stream_.get());
 }
 
 void CudaOps::attention_mass(float* mass, int n_set, const float* q, int n_head, float scale, const KvView& kv,
@@ -260,6 +263,26 @@ void CudaOps::page_bounds(uint16_t* bounds, const KvView& kv, int32_t seq, int32
 void CudaOps::key_similarity(float* similarity, const KvView& kv, int32_t seq, int32_t n_pos) {
     see_rows(kv);
     cuda::key_similarity(similarity, kv, past(seq, n_pos), memory_.observe, stream_.get());
+}
+
+void CudaOps::clear_scores(float* scores, int n_set, int32_t first, int32_t n) {
+    cuda::clear_scores(scores, n_set, limits_.n_ctx, first, n, stream_.get());
+}
+
+void CudaOps::keep_listed(float* scores, int32_t n_pos, const Selection& selection) {
+    cuda::keep_listed(scores, limits_.n_ctx, n_pos, selection, stream_.get());
+}
+
+void CudaOps::average_pages(float* scores, int n_set, int32_t page, int32_t n_pos) {
+    cuda::average_pages(scores, n_set, limits_.n_ctx, page, n_pos, stream_.get());
+}
+
+void CudaOps::expand_pages(Selection& selection, int32_t page, int32_t n_pos) {
+    cuda::expand_pages(selection, page, n_pos, stream_.get());
+}
+
+void CudaOps::bound_queries(float* bounds, int n_set, const float* q, int n_head, int head_dim) {
+    cuda::bound_queries(bounds, n_set, q, n_head, head_dim, stream_.get());
 }
 
 }  // namespace fasa::cuda

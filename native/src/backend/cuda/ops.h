@@ -38,6 +38,7 @@ class CudaOps final : public Ops {
     void wait() override;
     const float* on_host(const float* x, int64_t n) override;
     const int32_t* on_host(const int32_t* x, int64_t n) override;
+    void copy(float* to, const float* from, int64_t n) override;
 
     void prepare(const WeightView& w) override { linear_.add(w, stream_.get()); }
     void embed(float* x, const WeightView& w) override;
@@ -58,6 +59,11 @@ class CudaOps final : public Ops {
     void page_bounds(uint16_t* bounds, const KvView& kv, int32_t seq, int32_t page, int32_t first_page, int32_t n_pos,
                      PageBounds kind) override;
     void key_similarity(float* similarity, const KvView& kv, int32_t seq, int32_t n_pos) override;
+    void clear_scores(float* scores, int n_set, int32_t first, int32_t n) override;
+    void keep_listed(float* scores, int32_t n_pos, const Selection& selection) override;
+    void average_pages(float* scores, int n_set, int32_t page, int32_t n_pos) override;
+    void expand_pages(Selection& selection, int32_t page, int32_t n_pos) override;
+    void bound_queries(float* bounds, int n_set, const float* q, int n_head, int head_dim) override;
 
    private:
     // What a batch brings to the device, in one copy.
@@ -106,8 +112,8 @@ class CudaOps final : public Ops {
     LinearPrefill linear_;
     Batch batch_;
     int32_t n_pos_max_ = 0;
-    bool keeping_ = false;                                // a run is being kept
-    std::optional<Budget> counted_;                       // what the scores made last were counted for
+    bool keeping_ = false;  // a run is being kept
+    bool counted_ = false;  // the scores made last were counted for the topk that comes next
     std::map<std::pair<uint64_t, int32_t>, Graph> runs_;  // by key and bound of positions
 };
 
