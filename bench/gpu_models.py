@@ -187,7 +187,7 @@ class Measurement:
         self.memory.peak = 0
         with self.memory.watched():
             context = Context(
-                self.model, ContextSettings(n_ctx, n_batch=a.n_batch, method=Method(METHODS[name]), table=table)
+                self.model, ContextSettings(n_ctx, n_batch=a.n_batch, method=Method(METHODS[name], dense_layers=0), table=table)
             )
         plan = context.plan
         self.emit(
