@@ -23,7 +23,7 @@ from .errors import ContextFullError
 from .gate import Gate
 from .generation import ChatOptions, Completion, GenerateOptions, Generation, Piece, Request
 from .gguf import GGUF
-from .method import Method, kv_placement
+from .method import Method, k_dom_number, kv_placement
 from .model import Context, ContextSettings, Model, ModelInfo, Plan, Progress
 from .openai import OpenAIStyle
 from .progress import progress_bar
@@ -117,6 +117,10 @@ class Llama(OpenAIStyle):
     kv
         Where the KV cache lies: all of it on the device, or (``split``) only the dominant keys there and the rest in
         host memory. On the CPU both are host memory.
+    k_dom
+        How the dominant keys that method ``fasa`` ranks tokens by are stored: ``f16``, exactly; or ``int8`` or ``q4``,
+        copies of 8 or 4 bits with one scale a token and KV head. The whole exact keys are then stored beside the
+        values, so that what is attended to is computed exactly. Not for sets per query head (``granularity="head"``).
     table
         A calibration table instead of the file's own: the path of a calibrated GGUF file of the same model, or an
         object with ``ca``, ``order``, ``order_head`` and ``criterion`` as :class:`fasa_py.table.Table` takes them.
@@ -160,6 +164,7 @@ class Llama(OpenAIStyle):
         criterion: str | None = None,
         paper: bool = False,
         kv: str = "auto",
+        k_dom: str = "f16",
         table: Any = None,
         **options: Any,
     ) -> None:
@@ -180,6 +185,7 @@ class Llama(OpenAIStyle):
             dense_layers=dense_layers, criterion=criterion,
         )  # fmt: skip
         kv_placement(kv)
+        k_dom_number(k_dom)
 
         self.path = default_model() if path is None and model_path is None else Path(path or model_path or "")
         self._gguf = GGUF(self.path)
@@ -193,7 +199,7 @@ class Llama(OpenAIStyle):
         self._chat_template_choice = chat_template
         self._chat_template: ChatTemplate | None = None
         self._table = None if table is None else load_table(self._model, table)
-        settings = ContextSettings(n_ctx, n_batch, n_seq, self._advised(asked), self._table, kv)
+        settings = ContextSettings(n_ctx, n_batch, n_seq, self._advised(asked), self._table, kv, k_dom)
         self._context = Context(self._model, settings)
         self._method = self._context.method
         self._slots = Slots(self._context)

@@ -13,6 +13,7 @@ from .sampling import real_number, whole_number
 _INT_MAX = 2**31 - 1
 _GRANULARITIES = ("kv_head", "head")
 _CRITERIA = {"auto": lib.FASA_CRITERION_AUTO, "ca": lib.FASA_CRITERION_CA, "mass": lib.FASA_CRITERION_MASS}
+_K_DOM = {"f16": lib.FASA_K_DOM_F16, "int8": lib.FASA_K_DOM_INT8, "q4": lib.FASA_K_DOM_Q4}
 _PLACEMENTS = {"auto": lib.FASA_KV_AUTO, "device": lib.FASA_KV_DEVICE, "split": lib.FASA_KV_SPLIT}
 
 
@@ -181,6 +182,15 @@ def criterion_number(criterion: str) -> int:
     """
     _choice("criterion", criterion, _CRITERIA)
     return _CRITERIA[criterion]
+
+
+def k_dom_number(k_dom: str) -> int:
+    """``f16``, ``int8`` or ``q4`` as the engine's number.
+
+    :raises ValueError: for any other text
+    """
+    _choice("k_dom", k_dom, _K_DOM)
+    return _K_DOM[k_dom]
 
 
 def kv_placement(kv: str) -> int:

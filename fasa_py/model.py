@@ -20,7 +20,7 @@ import numpy.typing as npt
 from ._native import check, ffi, lib, text
 from .errors import CancelledError, UnsupportedError
 from .gguf import GGUF, path_bytes
-from .method import Method, kv_placement
+from .method import Method, k_dom_number, kv_placement
 from .sampling import SamplingParams
 
 if TYPE_CHECKING:
@@ -241,6 +241,7 @@ class ContextSettings:
     method: Method = field(default_factory=Method)
     table: Table | None = None  # None: the file's own
     kv: str = "auto"  # or "device", "split": dominant keys on the device, the rest in host memory
+    k_dom: str = "f16"  # how dominant keys are stored for ranking; or "int8", "q4"
 
     def params(self) -> Any:
         """``fasa_context_params *``; valid as long as the table is."""
@@ -250,6 +251,7 @@ class ContextSettings:
         self.method.write_to(ffi.addressof(params, "method"))
         params.table = ffi.NULL if self.table is None else self.table._handle
         params.kv = kv_placement(self.kv)
+        params.k_dom = k_dom_number(self.k_dom)
         return params
 
 
@@ -258,7 +260,7 @@ class Context:
 
     :raises OutOfMemoryError: what was asked does not fit; the text has the numbers
     :raises ValueError: the method needs a table that there is not, or a setting does not fit the model
-    :raises UnsupportedError: kv="split" with a method that has no dominant keys
+    :raises UnsupportedError: kv="split", or another k_dom than f16, with a method that has no dominant keys
     """
 
     def __init__(self, model: Model, settings: ContextSettings | None = None) -> None:

@@ -57,9 +57,22 @@ def add_method_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--criterion", metavar="NAME", help="of dominant chunks: ca or mass (default: the table's)")
     group.add_argument("--paper", action="store_true", help="start from the settings of the FASA paper")
     group.add_argument("--kv", default="auto", metavar="PLACE", help="KV cache: device, or split between it and host")
+    group.add_argument("--k-dom", default="f16", metavar="TYPE", help="dominant keys: f16 (default), int8 or q4")
 
 
-_METHOD = ("method", "n_tip", "n_fac", "n_sink", "n_recent", "dense_layers", "granularity", "criterion", "paper", "kv")
+_METHOD = (
+    "method",
+    "n_tip",
+    "n_fac",
+    "n_sink",
+    "n_recent",
+    "dense_layers",
+    "granularity",
+    "criterion",
+    "paper",
+    "kv",
+    "k_dom",
+)
 
 
 def method_options(args: argparse.Namespace) -> dict[str, Any]:

@@ -33,7 +33,7 @@ extern "C" {
 /* cdef begin */
 
 /* FASA_ROWS_ALIKE: a prompt reused up to this many tokens before its end gives the same logits as all of it. */
-enum { FASA_ABI_VERSION = 2, FASA_MAX_DIMS = 4, FASA_ROWS_ALIKE = 10 };
+enum { FASA_ABI_VERSION = 3, FASA_MAX_DIMS = 4, FASA_ROWS_ALIKE = 10 };
 
 typedef enum fasa_status {
     FASA_OK                 = 0,
@@ -144,6 +144,10 @@ typedef struct fasa_model_info {
 typedef enum fasa_criterion { FASA_CRITERION_AUTO, FASA_CRITERION_CA, FASA_CRITERION_MASS } fasa_criterion;
 typedef enum fasa_kv_placement { FASA_KV_AUTO, FASA_KV_DEVICE, FASA_KV_SPLIT } fasa_kv_placement;
 
+/* How dominant keys are stored for ranking: exactly, or as 8- or 4-bit copies with one scale a token and KV head, beside
+ * the whole exact keys that attention reads. */
+typedef enum fasa_k_dom { FASA_K_DOM_F16, FASA_K_DOM_INT8, FASA_K_DOM_Q4 } fasa_k_dom;
+
 /* How decode steps attend. Filled by fasa_method_params_default; here a zero is a zero. */
 typedef struct fasa_method_params {
     const char *   method;             /* "auto": fasa with a table, else full; or one of fasa_supported_methods */
@@ -171,6 +175,7 @@ typedef struct fasa_context_params {
     int32_t n_seq;                     /* sequences; 0: 1 */
     fasa_method_params method;
     const fasa_table * table;          /* NULL: the file's own, if it has one */
+    fasa_k_dom         k_dom;          /* other than f16: method fasa with dominant sets per KV head only */
     fasa_kv_placement  kv;             /* device: all of the cache; split: dominant keys only, the rest in host memory */
 } fasa_context_params;
 

@@ -8,6 +8,7 @@
 #include <random>
 #include <vector>
 
+#include "backend/cpu/elementwise_kernels.h"
 #include "base/half.h"
 #include "kv/store.h"
 #include "select/sparsity.h"
@@ -25,6 +26,7 @@ struct Shape {
     ChunkLayout layout = {RopeLayout::interleaved, 16, 16};
     int32_t n_dom = 0, n_dense = 0;  // of the store
     Criterion store_criterion = Criterion::mass;
+    DomType dom_type = DomType::f16;
 
     int32_t head_dim() const { return layout.head_dim; }
     SelectShape select() const { return {n_layer, n_head, n_head_kv, n_ctx, n_seq, layout}; }
@@ -70,7 +72,7 @@ class Lab {
           table(random_table(shape, 11)),
           order(store_order(shape, table)),
           device(make_cpu_device(2)),
-          kv({s.n_layer, s.n_head_kv, s.head_dim(), s.n_ctx, s.n_seq, s.n_dom, s.n_dense}, order, *device),
+          kv({s.n_layer, s.n_head_kv, s.head_dim(), s.n_ctx, s.n_seq, s.n_dom, s.n_dense, s.dom_type}, order, *device),
           ops(device->make_ops({n_batch, 64, s.n_head, s.n_head_kv, s.head_dim(), s.n_ctx})) {
         Arena measure;
         SelectScratch::take(measure, s.select());
@@ -154,6 +156,11 @@ class Lab {
                     uint16_t* rest = view.rest_at(seq, head, pos0 + i);
                     (d < view.n_dom ? view.dom_at(seq, head, pos0 + i)[d] : rest[d - view.n_dom]) = half;
                     key(layer, seq, head, pos0 + i, dims ? dims[d] : d) = half_to_float(half);
+                }
+                if (view.is_coded()) {
+                    const KeyCodes codes = view.codes_at(seq, head, pos0 + i);
+                    cpu::elementwise_kernels(cpu_info().isa)
+                        .encode(codes.code, codes.scale, view.rest_at(seq, head, pos0 + i), codes.type, codes.n);
                 }
             }
             for (int32_t head = 0; head < s.n_head; ++head) {

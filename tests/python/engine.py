@@ -21,7 +21,6 @@ import numpy as np
 import fasa_py
 from fasa_py._native import check, ffi, lib, text
 
-
 # FASA_TEST_DEVICE chooses what the tests run on.
 DEVICES = {"cpu": lib.FASA_DEVICE_CPU, "cuda": lib.FASA_DEVICE_CUDA}
 
@@ -77,6 +76,7 @@ class Engine:
         method: Mapping[str, Any] | None = None,
         table: Table | None = None,
         kv: str = "auto",
+        k_dom: str = "f16",
     ) -> None:
         file, model, context = (ffi.new(f"fasa_{kind} **") for kind in ("gguf", "model", "context"))
         check(lib.fasa_gguf_open(file, str(path).encode()))
@@ -93,6 +93,7 @@ class Engine:
         limits.n_ctx, limits.n_batch, limits.n_seq = n_ctx, n_batch, n_seq
         name = _set_fields(limits.method, method or {})
         limits.kv = getattr(lib, f"FASA_KV_{kv.upper()}")
+        limits.k_dom = getattr(lib, f"FASA_K_DOM_{k_dom.upper()}")
         held = table.create(self._model) if table else None
         limits.table = held or ffi.NULL
         check(lib.fasa_context_create(context, self._model, limits))

@@ -46,12 +46,40 @@ struct Rows {
     int32_t seq = 0, pos0 = 0, n = 0;
 };
 
+// How the dominant dims of a layer's keys are stored. In half precision they are apart from the rest of the key; coded,
+// they are copies for ranking alone, and the whole exact key lies in the row with the value.
+enum class DomType { f16, int8, q4 };
+
+// Bytes of the codes of n dims, an even number.
+inline constexpr int64_t code_bytes(DomType type, int64_t n) { return type == DomType::q4 ? n / 2 : n; }
+// Codes go from minus this to this.
+inline constexpr int largest_code(DomType type) { return type == DomType::q4 ? 7 : 127; }
+
+// Coded copies of the leading n key dims of every position, with one scale a position. They follow from the key's half
+// precision alone, bit for bit: scale = largest |dim| / largest_code, in half precision; code = dim times the float
+// 1 / scale (0 for a scale of 0), to the nearest, ties to even, at most largest_code. Of a dim that is not finite:
+// scale NaN, codes 0. int8: two's complement. q4: dim 2i in the low nibble of byte i, dim 2i + 1 in the high one, each
+// plus 8.
+struct KeyCodes {
+    DomType type = DomType::f16;  // f16: there are none
+    int32_t n = 0;
+    uint8_t* code = nullptr;    // [n_ctx][code_bytes(type, n)]; of a layer [n_seq][n_head_kv][n_ctx][...]
+    uint16_t* scale = nullptr;  // [n_ctx], half precision; of a layer [n_seq][n_head_kv][n_ctx]
+
+    int64_t row_bytes() const { return code_bytes(type, n); }
+    // From a row on, see KvView::row.
+    KeyCodes at(int64_t row) const {
+        return type == DomType::f16 ? KeyCodes{} : KeyCodes{type, n, code + row * row_bytes(), scale + row};
+    }
+};
+
 // The keys and values of one KV head of a sequence, split by dimension [FASA §5]. `dom` holds the n_dom dominant key
 // dims of every position, contiguous; `rest` one row a position: the other key dims, then the value. n_dom 0: no split.
 struct KvHead {
     const uint16_t* dom;   // [n_ctx][n_dom], half precision
     const uint16_t* rest;  // [n_ctx][2 * head_dim - n_dom]
     int32_t n_dom, head_dim;
+    KeyCodes codes = {};
 
     int32_t n_rest() const { return head_dim - n_dom; }  // key dims in a row; the value follows them
     int64_t row_values() const { return 2 * int64_t{head_dim} - n_dom; }
@@ -63,6 +91,7 @@ struct KvView {
     uint16_t* rest = nullptr;        // [n_seq][n_head_kv][n_ctx][2 * head_dim - n_dom]
     const int16_t* order = nullptr;  // [n_head_kv][head_dim]: the file's dim stored at each place; nullptr: unchanged
     int32_t n_ctx = 0, n_head_kv = 0, head_dim = 0, n_dom = 0;
+    KeyCodes codes = {};  // n_dom is 0 where there are any
 
     int64_t row_values() const { return 2 * int64_t{head_dim} - n_dom; }
     int64_t row(int32_t seq, int32_t head_kv, int32_t pos) const {
@@ -72,10 +101,16 @@ struct KvView {
     uint16_t* rest_at(int32_t seq, int32_t head_kv, int32_t pos) const {
         return rest + row(seq, head_kv, pos) * row_values();
     }
+    KeyCodes codes_at(int32_t seq, int32_t head_kv, int32_t pos) const { return codes.at(row(seq, head_kv, pos)); }
     KvHead head(int32_t seq, int32_t head_kv) const {
-        return {dom_at(seq, head_kv, 0), rest_at(seq, head_kv, 0), n_dom, head_dim};
+        return {dom_at(seq, head_kv, 0), rest_at(seq, head_kv, 0), n_dom, head_dim, codes_at(seq, head_kv, 0)};
     }
     const int16_t* order_of(int32_t head_kv) const { return order ? order + int64_t{head_kv} * head_dim : nullptr; }
+
+    bool is_coded() const { return codes.type != DomType::f16; }
+    // Dominant dims, and the bytes of a position that ranking by them reads.
+    int32_t n_dominant() const { return is_coded() ? codes.n : n_dom; }
+    int64_t dominant_bytes() const { return is_coded() ? codes.row_bytes() + 2 : int64_t{2} * n_dom; }
 };
 
 // The positions that a decode step attends to: n_set lists (one a KV head or one a query head), ascending.

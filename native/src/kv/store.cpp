@@ -4,16 +4,30 @@
 
 namespace fasa {
 
-size_t KvShape::dom_bytes() const {
-    return size_t{2} * std::max(0, n_layer - n_dense) * n_seq * n_head_kv * n_ctx * n_dom;
+namespace {
+
+constexpr size_t half_bytes = sizeof(uint16_t);
+
+}  // namespace
+
+size_t KvShape::token_dom_bytes() const {
+    return n_split() * n_head_kv * (is_coded() ? code_bytes(dom_type, n_dom) + half_bytes : n_dom * half_bytes);
+}
+
+size_t KvShape::scale_bytes() const { return is_coded() ? half_bytes * n_split() * n_head_kv * n_ctx * n_seq : 0; }
+
+size_t KvShape::token_rest_bytes() const {
+    const size_t whole = 2 * half_bytes * n_layer * n_head_kv * head_dim;
+    return is_coded() ? whole : whole - token_dom_bytes();
 }
 
 KvStore::KvStore(const KvShape& shape, std::vector<int16_t> order, const Device& device)
     : shape_(shape),
       device_(device),
       order_(std::move(order)),
-      dom_(device.buffer(shape.dom_bytes(), "dominant part of the KV cache")),
-      rest_(device.buffer(shape.n_bytes() - shape.dom_bytes(), "KV cache")),
+      dom_(device.buffer(shape.dom_bytes() - shape.scale_bytes(), "dominant part of the KV cache")),
+      scales_(device.buffer(shape.scale_bytes(), "scales of the dominant part of the KV cache")),
+      rest_(device.buffer(shape.rest_bytes(), "KV cache")),
       order_on_device_(device.buffer(order_.size() * sizeof(int16_t), "order of the KV cache")) {
     device.copy(order_on_device_.data(), order_.data(), order_on_device_.n_bytes());
 }
@@ -21,14 +35,21 @@ KvStore::KvStore(const KvShape& shape, std::vector<int16_t> order, const Device&
 KvView KvStore::layer(int32_t i) const {
     const size_t n_rows = size_t{1} * shape_.n_seq * shape_.n_head_kv * shape_.n_ctx;
     const size_t n_dense = std::min(i, shape_.n_dense), n_split = i - n_dense;
-    const size_t whole = size_t{2} * shape_.head_dim;  // values of a row in a dense layer
+    const size_t whole = size_t{2} * shape_.head_dim;  // values of a row that holds all of the key
+    const int32_t n_apart = shape_.is_coded() ? 0 : shape_.n_dom;
     KvView view;
     view.n_ctx = shape_.n_ctx;
     view.n_head_kv = shape_.n_head_kv;
     view.head_dim = shape_.head_dim;
-    view.n_dom = shape_.n_dom_of(i);
-    view.dom = static_cast<uint16_t*>(dom_.data()) + n_rows * shape_.n_dom * n_split;
-    view.rest = static_cast<uint16_t*>(rest_.data()) + n_rows * (n_dense * whole + n_split * (whole - shape_.n_dom));
+    view.rest = static_cast<uint16_t*>(rest_.data()) + n_rows * (n_dense * whole + n_split * (whole - n_apart));
+    if (shape_.is_split(i) && shape_.is_coded()) {
+        const KeyCodes first{shape_.dom_type, shape_.n_dom, static_cast<uint8_t*>(dom_.data()),
+                             static_cast<uint16_t*>(scales_.data())};
+        view.codes = first.at(static_cast<int64_t>(n_rows * n_split));
+    } else if (shape_.is_split(i)) {
+        view.n_dom = shape_.n_dom;
+        view.dom = static_cast<uint16_t*>(dom_.data()) + n_rows * n_split * shape_.n_dom;
+    }
     if (!order_.empty())
         view.order =
             static_cast<const int16_t*>(order_on_device_.data()) + size_t{1} * i * shape_.n_head_kv * shape_.head_dim;
@@ -37,14 +58,10 @@ KvView KvStore::layer(int32_t i) const {
 
 void KvStore::copy(int32_t dst, int32_t src, int32_t n_tokens) {
     if (dst == src) return;
-    for (int32_t i = 0; i < shape_.n_layer; ++i) {
-        const KvView view = layer(i);
-        for (int32_t head = 0; head < shape_.n_head_kv; ++head) {
-            const size_t n = static_cast<size_t>(n_tokens);
-            device_.copy(view.dom_at(dst, head, 0), view.dom_at(src, head, 0), 2 * n * view.n_dom);
-            device_.copy(view.rest_at(dst, head, 0), view.rest_at(src, head, 0), 2 * n * view.row_values());
-        }
-    }
+    std::vector<uint8_t*> to;
+    for_each_span(dst, n_tokens, [&](uint8_t* data, size_t) { to.push_back(data); });
+    size_t i = 0;
+    for_each_span(src, n_tokens, [&](const uint8_t* data, size_t n_bytes) { device_.copy(to[i++], data, n_bytes); });
 }
 
 }  // namespace fasa

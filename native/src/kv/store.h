@@ -12,12 +12,20 @@ struct KvShape {
     int32_t n_layer, n_head_kv, head_dim, n_ctx, n_seq;
     int32_t n_dom;    // dominant key dims of a split layer; 0: no layer is split
     int32_t n_dense;  // leading layers that are never split
+    DomType dom_type = DomType::f16;
 
-    int32_t n_dom_of(int32_t layer) const { return layer < n_dense ? 0 : n_dom; }
-    size_t token_bytes() const { return size_t{4} * n_layer * n_head_kv * head_dim; }  // key and value, half precision
-    size_t n_bytes() const { return token_bytes() * n_ctx * n_seq; }
-    // The part of n_bytes that the dominant planes take.
-    size_t dom_bytes() const;
+    bool is_coded() const { return n_dom > 0 && dom_type != DomType::f16; }
+    bool is_split(int32_t layer) const { return n_dom > 0 && layer >= n_dense; }
+    size_t n_split() const { return static_cast<size_t>(n_dom > 0 && n_layer > n_dense ? n_layer - n_dense : 0); }
+    // Of one token: the dominant planes, coded or not, and the rows.
+    size_t token_dom_bytes() const;
+    size_t token_rest_bytes() const;
+    size_t token_bytes() const { return token_dom_bytes() + token_rest_bytes(); }
+    // Of all sequences. The dominant planes' bytes are those of codes (or dims) and of their scales.
+    size_t scale_bytes() const;
+    size_t dom_bytes() const { return token_dom_bytes() * n_ctx * n_seq; }
+    size_t rest_bytes() const { return token_rest_bytes() * n_ctx * n_seq; }
+    size_t n_bytes() const { return dom_bytes() + rest_bytes(); }
 };
 
 // One layout, two placements: the dominant plane is always on the device; the rest is there too (FASA-C) or in host
@@ -41,16 +49,21 @@ class KvStore {
     // Copies the first n_tokens of sequence src over those of dst.
     void copy(int32_t dst, int32_t src, int32_t n_tokens);
 
-    // f(data, n_bytes) over all planes of the first n_tokens of a sequence, in a fixed order.
+    // f(data, n_bytes) over all planes of the first n_tokens of a sequence, in a fixed order: of every layer and KV
+    // head the dominant dims (coded: scales, then codes), then the rows.
     template <class F>
     void for_each_span(int32_t seq, int32_t n_tokens, F&& f) const {
+        const auto span = [&](void* data, int64_t row_bytes) {
+            if (row_bytes > 0) f(static_cast<uint8_t*>(data), static_cast<size_t>(row_bytes * n_tokens));
+        };
         for (int32_t i = 0; i < shape_.n_layer; ++i) {
             const KvView view = layer(i);
             for (int32_t head = 0; head < shape_.n_head_kv; ++head) {
-                if (view.n_dom > 0) {
-                    f(reinterpret_cast<uint8_t*>(view.dom_at(seq, head, 0)), size_t{2} * view.n_dom * n_tokens);
-                }
-                f(reinterpret_cast<uint8_t*>(view.rest_at(seq, head, 0)), size_t{2} * view.row_values() * n_tokens);
+                const KeyCodes codes = view.codes_at(seq, head, 0);
+                span(codes.scale, view.is_coded() ? 2 : 0);
+                span(codes.code, codes.row_bytes());
+                span(view.dom_at(seq, head, 0), int64_t{2} * view.n_dom);
+                span(view.rest_at(seq, head, 0), 2 * view.row_values());
             }
         }
     }
@@ -59,7 +72,7 @@ class KvStore {
     KvShape shape_;
     const Device& device_;
     std::vector<int16_t> order_;
-    Buffer dom_, rest_, order_on_device_;
+    Buffer dom_, scales_, rest_, order_on_device_;  // dom_: dominant dims or their codes
 };
 
 }  // namespace fasa

@@ -38,6 +38,18 @@ Criterion resolve_criterion(fasa_criterion asked, const Table* table, bool per_h
     return table->criterion;
 }
 
+DomType dom_type(fasa_k_dom k_dom) {
+    switch (k_dom) {
+        case FASA_K_DOM_F16:
+            return DomType::f16;
+        case FASA_K_DOM_INT8:
+            return DomType::int8;
+        case FASA_K_DOM_Q4:
+            return DomType::q4;
+    }
+    fail(FASA_ERROR_ARGUMENT, "k_dom is %d, expected 0 (f16), 1 (int8) or 2 (q4)", static_cast<int>(k_dom));
+}
+
 }  // namespace
 
 fasa_method_params default_method() {
@@ -114,13 +126,15 @@ ContextConfig resolve(const Model& model, const fasa_context_params& p, std::sha
     if (!c.table) c.table = model.table;
     c.select = resolve_method(model, p.method, c.table.get());
     c.host_rest = p.kv == FASA_KV_SPLIT;
+    c.dom_type = dom_type(p.k_dom);
     if (c.select.method == "fasa" && c.table && !c.select.chunks_per_head) {
         c.n_dom = 2 * c.select.n_tip;
         c.n_dense = std::min(c.select.dense_layers, model.h.n_layer);
-    } else if (c.host_rest) {
+    } else if (c.host_rest || c.dom_type != DomType::f16) {
         fail(FASA_ERROR_UNSUPPORTED,
-             "a cache split between device and host needs a calibrated model and method fasa with dominant sets per "
-             "KV head (chunks_per_head off), not method %s%s%s",
+             "%s a calibrated model and method fasa with dominant sets per KV head (chunks_per_head off), not method "
+             "%s%s%s",
+             c.host_rest ? "a cache split between device and host needs" : "dominant keys of 8 or 4 bits need",
              c.select.method.c_str(), c.select.chunks_per_head ? " with sets per query head" : "",
              c.table ? "" : " without a table");
     }

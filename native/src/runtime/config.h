@@ -14,6 +14,7 @@ struct ContextConfig {
     std::shared_ptr<const Table> table;  // nullptr: none
     int32_t n_dom, n_dense;              // layout of the KV cache, see KvShape
     bool host_rest;                      // FASA-M: only dominant keys on the device
+    DomType dom_type = DomType::f16;
 };
 
 // Throws ARGUMENT, UNSUPPORTED, or MEMORY when no context fits. table: the caller's, or nullptr for the file's own.

@@ -58,7 +58,8 @@ OpsLimits ops_limits(const Hparams& h, const ContextConfig& config) {
 }
 
 KvShape kv_shape(const Hparams& h, const ContextConfig& config) {
-    return {h.n_layer, h.n_head_kv, h.head_dim, config.n_ctx, config.n_seq, config.n_dom, config.n_dense};
+    return {h.n_layer,    h.n_head_kv,  h.head_dim,     config.n_ctx,
+            config.n_seq, config.n_dom, config.n_dense, config.dom_type};
 }
 
 DeviceScratch device_scratch(const Model& model, const ContextConfig& config, void* base) {

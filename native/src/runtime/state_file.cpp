@@ -23,7 +23,8 @@ struct Header {
     uint32_t n_tokens;
     uint64_t fingerprint;
     uint32_t n_layer, n_head_kv, head_dim, n_dom;
-    uint64_t layout;  // XXH64 of the number of dense layers and of which dim lies where in a key
+    uint64_t
+        layout;  // XXH64 of the number of dense layers, of which dim lies where in a key, and of how keys are coded
 };
 static_assert(sizeof(Header) == 48);
 
@@ -35,6 +36,8 @@ uint64_t layout_hash(const KvStore& kv) {
     Hash64 hash;
     hash.update(&kv.shape().n_dense, sizeof kv.shape().n_dense);
     hash.update(kv.order().data(), kv.order().size() * sizeof(int16_t));
+    const int32_t type = static_cast<int32_t>(kv.shape().dom_type);
+    if (kv.shape().is_coded()) hash.update(&type, sizeof type);
     return hash.digest();
 }
 
@@ -128,7 +131,7 @@ StateFile::StateFile(const std::string& path, uint64_t fingerprint, int32_t n_vo
     if (header.n_dom != expected.n_dom || header.layout != expected.layout) {
         fail(FASA_ERROR_FORMAT,
              "%s was saved with another layout of the KV cache (%u dominant dims, here %u): load it with "
-             "the method, n_tip, dense_layers and calibration that it was saved with",
+             "the method, n_tip, dense_layers, k_dom and calibration that it was saved with",
              path.c_str(), header.n_dom, expected.n_dom);
     }
     const uint64_t n_expected =

@@ -28,7 +28,7 @@ class Fasa final : public ScoredSelector {
 
     // Not so when the store was laid out for other sets than this method's.
     bool reads_dominant_only(const Step& step) const override {
-        return step.kv.n_dom == 2 * config_.n_tip && dominant_first_[step.layer];
+        return step.kv.n_dominant() == 2 * config_.n_tip && dominant_first_[step.layer];
     }
 
    private:

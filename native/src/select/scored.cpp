@@ -19,8 +19,9 @@ void ScoredSelector::select(const Step& step, Selection& out) {
 }
 
 uint64_t ScoredSelector::bytes_read(const Step& step) const {
-    const int32_t dims = reads_dominant_only(step) ? step.kv.n_dom : step.kv.head_dim;
-    return sizeof(uint16_t) * static_cast<uint64_t>(step.kv.n_head_kv) * step.n_pos * dims;
+    const int64_t whole = sizeof(uint16_t) * int64_t{step.kv.head_dim};
+    const int64_t of_key = reads_dominant_only(step) ? step.kv.dominant_bytes() : whole;
+    return static_cast<uint64_t>(step.kv.n_head_kv) * step.n_pos * static_cast<uint64_t>(of_key);
 }
 
 }  // namespace fasa

@@ -33,8 +33,8 @@ struct AttentionKernels {
     // n_visible[i] >= 1 rows, ascending. Writes out_t [head_dim][padded(n_q)], finished. n_visible is padded too.
     void (*tile)(const float* qt, int n_q, const KvHead& kv, const int32_t* n_visible, float* out_t, float* scratch);
 
-    // scores[j] = q · key of position first + j, n_pos of them; q [query_stride], of which the dims past n_dom count
-    // only when whole_key.
+    // scores[j] = q · key of position first + j, n_pos of them; q [query_stride], of which all dims count when
+    // whole_key, else the dominant ones alone: the first n_dom, or those that are coded, with their coded keys.
     void (*scores)(const float* q, const KvHead& kv, int first, int n_pos, bool whole_key, float* scores);
 };
 

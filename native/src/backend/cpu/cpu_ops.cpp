@@ -133,6 +133,10 @@ class CpuOps final : public Ops {
                 kernels_.to_half(kv.dom_at(rows.seq, h, pos), key, kv.n_dom);
                 kernels_.to_half(row, key + kv.n_dom, head_dim - kv.n_dom);
                 kernels_.to_half(row + head_dim - kv.n_dom, v + from, head_dim);
+                if (kv.is_coded()) {
+                    const KeyCodes codes = kv.codes_at(rows.seq, h, pos);
+                    kernels_.encode(codes.code, codes.scale, row, codes.type, codes.n);
+                }
             }
         });
     }

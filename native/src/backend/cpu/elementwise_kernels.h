@@ -14,6 +14,8 @@ struct ElementwiseKernels {
     // gate = silu(gate) * up
     void (*silu_mul)(float* gate, const float* up, int64_t n);
     void (*to_half)(uint16_t* y, const float* x, int64_t n);
+    // The codes and the scale of one position, see KeyCodes; key [n], n even and at most max_head_dim.
+    void (*encode)(uint8_t* code, uint16_t* scale, const uint16_t* key, DomType type, int n);
     // Rotates the first n_rot values of a head; cos, sin [n_rot / 2].
     void (*rotate)(float* head, RopeLayout layout, int n_rot, const float* cos, const float* sin);
 };

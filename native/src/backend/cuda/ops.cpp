@@ -9,6 +9,7 @@
 #include "backend/cuda/quantize.h"
 #include "backend/cuda/scores.h"
 #include "backend/cuda/weights.h"
+#include "base/error.h"
 
 namespace fasa::cuda {
 namespace {
@@ -158,6 +159,7 @@ void CudaOps::linear_glu(const LinearOut& gate, const LinearOut& up, const Linea
 
 void CudaOps::rope_store(float* q, const float* k, const float* v, int n_head, const HeadNorm& norm, const KvView& kv,
                          Rows rows) {
+    if (kv.is_coded()) fail(FASA_ERROR_UNSUPPORTED, "k_dom int8 and q4 are for the CPU only: take f16");
     cuda::rope_store(q, k, v, n_head, batch_.rope, norm, kv, &memory_.input->step, rows.n, stream_.get());
 }
 

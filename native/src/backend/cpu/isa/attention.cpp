@@ -1,6 +1,7 @@
 // Dense attention with vectors. Decode streams the cache once and is bound by memory; prefill is two small matrix
 // products per tile with lanes = queries, so that the softmax needs no horizontal step and nothing is transposed.
 #include "backend/cpu/attention_kernels.h"
+#include "backend/cpu/isa/codes.h"
 #include "backend/cpu/isa/product.h"
 
 namespace fasa::cpu::FASA_ISA {
@@ -197,38 +198,86 @@ void tile(const float* qt, int n_q, const KvHead& kv, const int32_t* n_visible, 
     }
 }
 
+// Where vectors of dominant dims come from: half precision, or codes without their scales.
+struct HalfDims {
+    static constexpr int64_t bytes(int n) { return 2 * n; }
+    static vf load(const uint8_t* p) { return load_half(reinterpret_cast<const uint16_t*>(p)); }
+};
+template <DomType type>
+struct CodeDims {
+    static constexpr int64_t bytes(int n) { return code_bytes(type, n); }
+    static vf load(const uint8_t* p) { return load_codes<type>(p); }
+};
+
 // Dots of four positions with V whole vectors of dominant dims, so that their horizontal sums overlap.
-template <int V>
-void score_dominant(const float* q, const uint16_t* dom, int n_pos, float* out) {
+template <int V, class Dims>
+void score_dominant(const float* q, const void* dom, int n_pos, float* out) {
+    constexpr int64_t row_bytes = Dims::bytes(V * LANES);
     vf query[V];
     for (int v = 0; v < V; ++v) query[v] = load(q + v * LANES);
-    const auto score = [&](const uint16_t* key) {
-        vf sum = mul(query[0], load_half(key));
-        for (int v = 1; v < V; ++v) sum = fma(query[v], load_half(key + v * LANES), sum);
+    const auto score = [&](const uint8_t* key) {
+        vf sum = mul(query[0], Dims::load(key));
+        for (int v = 1; v < V; ++v) sum = fma(query[v], Dims::load(key + Dims::bytes(v * LANES)), sum);
         return sum;
     };
-    constexpr int n_dom = V * LANES;
+    const auto* rows = static_cast<const uint8_t*>(dom);
     int j = 0;
     for (; j + 4 <= n_pos; j += 4) {
-        const uint16_t* key = dom + j * n_dom;
-        for (int line = 0; line < 8 * n_dom; line += 64) {
-            __builtin_prefetch(reinterpret_cast<const char*>(key) + prefetch_bytes + line);
-        }
-        reduce_add4(score(key), score(key + n_dom), score(key + 2 * n_dom), score(key + 3 * n_dom), out + j);
+        const uint8_t* key = rows + j * row_bytes;
+        for (int line = 0; line < 4 * row_bytes; line += 64) __builtin_prefetch(key + prefetch_bytes + line);
+        reduce_add4(score(key), score(key + row_bytes), score(key + 2 * row_bytes), score(key + 3 * row_bytes),
+                    out + j);
     }
-    for (; j < n_pos; ++j) out[j] = reduce_add(score(dom + j * n_dom));
+    for (; j < n_pos; ++j) out[j] = reduce_add(score(rows + j * row_bytes));
+}
+
+// out[j] *= scale[j]
+void multiply(float* out, const uint16_t* scale, int n) {
+    int j = 0;
+    for (; j + LANES <= n; j += LANES) store(out + j, mul(load(out + j), load_half(scale + j)));
+    if (j < n) store_first(out + j, mul(load_first(out + j, n - j), load_half_first(scale + j, n - j)), n - j);
+}
+
+template <DomType type>
+void score_codes(const float* q, const KeyCodes& codes, int n_pos, float* out) {
+    switch (codes.n) {
+        case LANES:
+            score_dominant<1, CodeDims<type>>(q, codes.code, n_pos, out);
+            break;
+        case 2 * LANES:
+            score_dominant<2, CodeDims<type>>(q, codes.code, n_pos, out);
+            break;
+        case 4 * LANES:
+            score_dominant<4, CodeDims<type>>(q, codes.code, n_pos, out);
+            break;
+        default:
+            for (int j = 0; j < n_pos; ++j) {
+                const uint8_t* row = codes.code + j * codes.row_bytes();
+                vf sum = zero();
+                for (int d = 0; d < codes.n; d += LANES) {
+                    sum = fma(load(q + d), load_codes_any<type>(row + code_bytes(type, d), codes.n - d), sum);
+                }
+                out[j] = reduce_add(sum);
+            }
+    }
+    multiply(out, codes.scale, n_pos);
 }
 
 void scores(const float* q, const KvHead& kv, int first, int n_pos, bool whole_key, float* out) {
     const uint16_t* dom = kv.dom + int64_t{first} * kv.n_dom;
+    if (!whole_key && kv.codes.n > 0) {
+        const KeyCodes codes = kv.codes.at(first);
+        return (codes.type == DomType::q4 ? score_codes<DomType::q4> : score_codes<DomType::int8>)(q, codes, n_pos,
+                                                                                                   out);
+    }
     if (!whole_key) {
         switch (kv.n_dom) {
             case LANES:
-                return score_dominant<1>(q, dom, n_pos, out);
+                return score_dominant<1, HalfDims>(q, dom, n_pos, out);
             case 2 * LANES:
-                return score_dominant<2>(q, dom, n_pos, out);
+                return score_dominant<2, HalfDims>(q, dom, n_pos, out);
             case 4 * LANES:
-                return score_dominant<4>(q, dom, n_pos, out);
+                return score_dominant<4, HalfDims>(q, dom, n_pos, out);
         }
     }
     const float* q_rest = q + padded(kv.n_dom);

@@ -38,6 +38,35 @@ void to_half(uint16_t* y, const float* x, int64_t n) {
     if (tail) store_half_first(y + whole, load_first(x + whole, tail), tail);
 }
 
+void encode(uint8_t* code, uint16_t* scale, const uint16_t* key, DomType type, int n) {
+    float dims[max_head_dim + LANES];
+    vf top = zero(), not_finite = zero();
+    for (int d = 0; d < n; d += LANES) {
+        const vf k = load_half_any(key + d, n - d);
+        store(dims + d, k);
+        top = max(top, max(k, sub(zero(), k)));
+        not_finite = fma(k, zero(), not_finite);  // NaN from infinity and from NaN
+    }
+    const float largest = static_cast<float>(largest_code(type));
+    const bool finite = reduce_add(not_finite) == 0;
+    float unit = reduce_max(top) / largest;
+    store_half_first(scale, set1(finite ? unit : __builtin_nanf("")), 1);
+    unit = reduce_max(load_half_first(scale, 1));
+    const vf inverse = set1(finite && unit > 0 ? 1.0f / unit : 0.0f);
+    for (int d = 0; d < n; d += LANES) {
+        const vf nearest = finite ? round(mul(load(dims + d), inverse)) : zero();
+        store(dims + d, max(set1(-largest), min(set1(largest), nearest)));
+    }
+    if (type == DomType::q4) {
+        for (int i = 0; i < n / 2; ++i) {
+            code[i] = static_cast<uint8_t>((static_cast<int>(dims[2 * i]) + 8) | (static_cast<int>(dims[2 * i + 1]) + 8)
+                                                                                     << 4);
+        }
+    } else {
+        for (int d = 0; d < n; ++d) code[d] = static_cast<uint8_t>(static_cast<int>(dims[d]));
+    }
+}
+
 // Plain loops: the compiler vectorises both with this file's instruction set.
 void rotate(float* head, RopeLayout layout, int n_rot, const float* cos, const float* sin) {
     const int half = n_rot / 2;
@@ -59,6 +88,6 @@ void rotate(float* head, RopeLayout layout, int n_rot, const float* cos, const f
 }  // namespace
 
 extern const ElementwiseKernels elementwise;
-const ElementwiseKernels elementwise = {rms_norm, silu_mul, to_half, rotate};
+const ElementwiseKernels elementwise = {rms_norm, silu_mul, to_half, encode, rotate};
 
 }  // namespace fasa::cpu::FASA_ISA

@@ -5,9 +5,6 @@
 
 namespace fasa::cpu::FASA_ISA {
 
-// The first LANES values of p, or n when that is fewer; other lanes are zero.
-inline vf load_half_any(const uint16_t* p, int n) { return n >= LANES ? load_half(p) : load_half_first(p, n); }
-
 // c [M][n] = scale [n] * c + a · b over depth k, columns n in pairs of vectors. a's element (m, k) is at
 // a[m * a_row + k * a_col]; b [k][n], c [..][n]; scale nullptr: c starts at zero.
 template <int M, int V>

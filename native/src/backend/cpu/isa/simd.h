@@ -141,6 +141,9 @@ inline vf scale_by_power(vf x, vf n) {
 
 #endif
 
+// The first LANES values of p, or n when that is fewer; other lanes are zero.
+inline vf load_half_any(const uint16_t* p, int n) { return n >= LANES ? load_half(p) : load_half_first(p, n); }
+
 // out[0..3] = the sums of a, b, c and d.
 inline void reduce_add4(vf a, vf b, vf c, vf d, float* out) {
 #if defined(__AVX512F__)

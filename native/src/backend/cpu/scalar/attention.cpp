@@ -49,7 +49,22 @@ void tile(const float* qt, int n_q, const KvHead& kv, const int32_t* n_visible, 
     }
 }
 
+int code_at(const KeyCodes& codes, int64_t pos, int d) {
+    const uint8_t* row = codes.code + pos * codes.row_bytes();
+    if (codes.type == DomType::q4) return (row[d / 2] >> (d % 2 * 4) & 15) - 8;
+    return static_cast<int8_t>(row[d]);
+}
+
 void scores(const float* q, const KvHead& kv, int first, int n_pos, bool whole_key, float* out) {
+    if (kv.codes.n > 0 && !whole_key) {
+        for (int j = 0; j < n_pos; ++j) {
+            const int64_t pos = first + j;
+            float sum = 0;
+            for (int d = 0; d < kv.codes.n; ++d) sum += q[d] * static_cast<float>(code_at(kv.codes, pos, d));
+            out[j] = sum * half_to_float(kv.codes.scale[pos]);
+        }
+        return;
+    }
     const float* rest = q + padded(kv.n_dom);
     for (int j = 0; j < n_pos; ++j) {
         const int64_t pos = first + j;
