@@ -121,7 +121,9 @@ class Lab {
         std::vector<Lists> out;
         for (int32_t layer = 0; layer < s.n_layer; ++layer) {
             const std::vector<float> q = append_layer(layer, seq, pos, 1);
-            const Selection* chosen = sparsity->select(layer, {seq, pos, 1}, q.data(), scale, kv.layer(layer));
+            std::vector<float> y(q.size());
+            const Selection* chosen =
+                sparsity->attend(y.data(), layer, {seq, pos, 1}, q.data(), scale, kv.layer(layer));
             Lists lists;
             for (int32_t set = 0; chosen && set < chosen->n_set; ++set) {
                 lists.emplace_back(chosen->list(set), chosen->list(set) + chosen->count[set]);

@@ -70,10 +70,13 @@ struct SelectScratch {
 class Selector {
    public:
     virtual ~Selector() = default;
+    // How many lists a selection has whose positions are simply the best of a ranking, and that ranking; 0: call
+    // select.
+    virtual int32_t rank(const Step& /*step*/, Ranking& /*ranking*/) { return 0; }
     // Writes the positions that this step attends to into out: out.n_set lists of at least one position, ascending.
     virtual void select(const Step& step, Selection& out) = 0;
-    // Whether select does the same at every step, positions apart, without a look at the data from the host, and always
-    // chooses step.budget positions a list.
+    // Whether rank or select does the same at every step, positions apart, without a look at the data from the host,
+    // and always chooses step.budget positions a list.
     virtual bool replayable() const { return false; }
     // Bytes of the KV cache that this step's select reads itself.
     virtual uint64_t bytes_read(const Step& /*step*/) const { return 0; }

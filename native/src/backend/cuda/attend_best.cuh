@@ -70,7 +70,7 @@ class Scoring {
         for (int i = 0; i < n_stage; ++i) copy_next();
     }
 
-    __device__ cluster::Scale find_scale(const Ranked& ranked, float* sample) {
+    __device__ cluster::Scale find_scale(float expected_cut, float* sample) {
         rows_.set_query(task_.queries, task_.attend.kv.head_dim, blockIdx.y, nullptr);
         const int first = threadIdx.x / 32 * (n_rank_sample / n_warp), lane = threadIdx.x % 32;
 #pragma unroll
@@ -82,7 +82,7 @@ class Scoring {
             if (lane % lanes == 0 && at < n_rank_sample / n_warp) sample[first + at] = sum;
         }
         __syncthreads();
-        return cluster::scale_for(sample, ranked);
+        return cluster::scale_for(sample, expected_cut);
     }
 
     __device__ void run(float* scores, uint32_t* counts, const Ranked& ranked, const cluster::Scale& scale) {
@@ -272,8 +272,9 @@ __global__ void __launch_bounds__(n_thread, head_dim < 128 ? 2 : 1) attend_best(
     ptx::start_next();
     shared.counts[threadIdx.x] = 0;
     if (threadIdx.x == 0) shared.n_open = shared.n_open_before = 0;
+    const float expected_cut = cluster::expected_cut(ranked);
     ptx::wait_for_previous();
-    const cluster::Scale scale = scoring.find_scale(ranked, shared.sample);
+    const cluster::Scale scale = scoring.find_scale(expected_cut, shared.sample);
     scoring.run(scores, shared.counts, ranked, scale);
     ptx::copy_async_wait<0>();
     __syncthreads();

@@ -40,23 +40,23 @@ __device__ inline float edge_of(int bin) {
     return __uint_as_float(__float_as_uint(static_cast<float>(n_even)) + (static_cast<uint32_t>(bin - n_even) << 19));
 }
 
-// How many mean deviations above the mean n_best of n normally distributed scores begin [Abramowitz-Stegun 26.2.23].
-__device__ inline float expected_cut(int32_t n_best, int32_t n) {
-    const float share = static_cast<float>(n_best) / static_cast<float>(n), tail = fminf(share, 1 - share);
+// How many mean deviations above the mean the best of normally distributed scores begin [Abramowitz-Stegun 26.2.23].
+__device__ inline float expected_cut(const Ranked& ranked) {
+    const int32_t n = max(ranked.end - ranked.first, 1);
+    const float share = static_cast<float>(ranked.n_best) / static_cast<float>(n), tail = fminf(share, 1 - share);
     const float u = sqrtf(-2 * logf(fmaxf(tail, 1e-9f)));
     const float z =
         u - (2.515517f + u * (0.802853f + u * 0.010328f)) / (1 + u * (1.432788f + u * (0.189269f + u * 0.001308f)));
     return 1.2533f * (share < 0.5f ? z : -z);
 }
 
-// The even bins reach from 1.5 mean deviations below the cut to be expected to 2.5 above, by a sample of the scores;
+// The even bins reach from 1.5 mean deviations below the expected cut to 2.5 above, by a sample of the scores;
 // all threads of all blocks get the same.
-__device__ inline Scale scale_for(const float* sample, const Ranked& ranked) {
+__device__ inline Scale scale_for(const float* sample, float cut) {
     constexpr float per_deviation = 32, below = 1.5f;
     const int lane = threadIdx.x % 32;
     const Bins bins = bins_for(sample[lane], sample[lane + 32]);
     const float per_unit = bins.per_unit * (per_deviation / bins_per_deviation);
-    const float cut = expected_cut(ranked.n_best, max(ranked.end - ranked.first, 1));
     return {bins.centre, per_unit, (below - cut) * per_deviation};
 }
 

@@ -27,6 +27,7 @@ class CudaDevice final : public Device {
                  "GPU %d (%s) has compute capability %d.%d; 7.5 or newer is needed: use device=\"cpu\"", index,
                  properties.name, properties.major, properties.minor);
         }
+        has_clusters_ = properties.major >= 9;
         gpu_ = {index, properties.multiProcessorCount, properties.sharedMemPerBlockOptin};
         name_ = "cuda:" + std::to_string(index) + " (" + properties.name + ")";
         use();
@@ -35,6 +36,7 @@ class CudaDevice final : public Device {
 
     std::string name() const override { return name_; }
     int n_threads() const override { return n_threads_; }
+    int32_t break_even() const override { return has_clusters_ ? 4096 : 12288; }
 
     Buffer buffer(size_t n_bytes, const char* what) const override {
         if (n_bytes == 0) return {};
@@ -88,6 +90,7 @@ class CudaDevice final : public Device {
     void use() const { check(cudaSetDevice(gpu_.index), "choosing the GPU"); }
 
     int n_threads_;
+    bool has_clusters_;  // sparse attention takes one kernel (attend_best.h)
     GpuInfo gpu_;
     std::string name_;
 };

@@ -38,6 +38,7 @@ CudaOps::Memory CudaOps::Memory::take(Arena& arena, const OpsLimits& limits, con
     m.input = reinterpret_cast<Input*>(arena.take<uint8_t>(input_bytes(limits)));
     m.decode = DecodeScratch::take(arena, limits.n_in_max);
     m.attention = AttentionDecode::Scratch::take(arena, gpu.n_sm, limits.head_dim);
+    m.best = AttendBest::Scratch::take(arena);
     m.prefill = PrefillScratch::take(arena, limits);
     m.linear = arena.take<uint8_t>(LinearPrefill::scratch_bytes(linear_limits(limits)));
     m.rank = RankScratch::take(arena, limits.n_head, limits.n_ctx);
@@ -69,6 +70,7 @@ CudaOps::CudaOps(const OpsLimits& limits, const GpuInfo& gpu)
       input_(static_cast<Input*>(host_memory_.data())),
       read_(static_cast<uint8_t*>(host_memory_.data()) + (input_bytes(limits) + 63) / 64 * 64),
       attention_({gpu.n_sm, gpu.shared_bytes}, memory_.attention),
+      best_({gpu.n_sm, gpu.shared_bytes}, memory_.best),
       tuning_(PrefillTuning::of_device()),
       linear_(linear_limits(limits), memory_.linear) {
     check(cudaMemsetAsync(device_memory_.data(), 0, device_memory_.n_bytes(), stream_.get()), "clearing the workspace");
@@ -198,6 +200,15 @@ void CudaOps::token_scores(float* scores, const SetQueries& queries, const KvVie
 void CudaOps::topk(const float* scores, int32_t n_pos, const Budget& budget, Selection& selection) {
     cuda::topk(selection, scores, limits_.n_ctx, past(batch_.rows.seq, n_pos), budget, memory_.rank,
                counted_.has_value(), stream_.get());
+}
+
+void CudaOps::attend_best(float* y, const float* q, int n_head, float scale, const KvView& kv, int32_t seq,
+                          int32_t n_pos, const Ranking& ranking, Selection& selection) {
+    if (!ranking.whole_key &&
+        best_.run({y, q, scale, ranking.queries, kv, past(seq, n_pos), ranking.budget, selection}, stream_.get())) {
+        return;
+    }
+    Ops::attend_best(y, q, n_head, scale, kv, seq, n_pos, ranking, selection);
 }
 
 void CudaOps::attention_mass(float* mass, int n_set, const float* q, int n_head, float scale, const KvView& kv,

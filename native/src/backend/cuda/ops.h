@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "backend/backend.h"
+#include "backend/cuda/attend_best.h"
 #include "backend/cuda/attention_decode.h"
 #include "backend/cuda/attention_prefill.h"
 #include "backend/cuda/linear_decode.h"
@@ -46,6 +47,8 @@ class CudaOps final : public Ops {
     void token_scores(float* scores, const SetQueries& queries, const KvView& kv, int32_t seq, int32_t n_pos,
                       bool whole_key, const Budget* next) override;
     void topk(const float* scores, int32_t n_pos, const Budget& budget, Selection& selection) override;
+    void attend_best(float* y, const float* q, int n_head, float scale, const KvView& kv, int32_t seq, int32_t n_pos,
+                     const Ranking& ranking, Selection& selection) override;
     void attention_mass(float* mass, int n_set, const float* q, int n_head, float scale, const KvView& kv,
                         Rows rows) override;
     void selected_mass(float* mass, const float* q, int n_head, float scale, const KvView& kv, int32_t seq,
@@ -64,6 +67,7 @@ class CudaOps final : public Ops {
         Input* input;
         DecodeScratch decode;
         AttentionDecode::Scratch attention;
+        AttendBest::Scratch best;
         PrefillScratch prefill;
         uint8_t* linear;
         RankScratch rank;
@@ -86,15 +90,16 @@ class CudaOps final : public Ops {
     DeviceBuffer device_memory_;
     PinnedBuffer host_memory_;
     Memory memory_;
-    Input* input_;  // on the host
+    Input* input_;   // on the host
     uint8_t* read_;  // what on_host shows
     AttentionDecode attention_;
+    AttendBest best_;
     PrefillTuning tuning_;
     LinearPrefill linear_;
     Batch batch_;
     int32_t n_pos_max_ = 0;
-    bool keeping_ = false;         // a run is being kept
-    std::optional<Budget> counted_;  // what the scores made last were counted for
+    bool keeping_ = false;                                // a run is being kept
+    std::optional<Budget> counted_;                       // what the scores made last were counted for
     std::map<std::pair<uint64_t, int32_t>, Graph> runs_;  // by key and bound of positions
 };
 
