@@ -12,12 +12,14 @@ constexpr float log2_e = 1.4426950408889634f;
 
 struct Kernel {
     int head_dim, lanes;
-    size_t tile_bytes;  // of a warp
+    size_t tile_bytes;  // of the tiles of a round
     void (*body)(best::Task);
 };
 
 template <int head_dim, int lanes>
-constexpr Kernel kernel_of = {head_dim, lanes, decode::Ring<head_dim>::tile_bytes, best::attend_best<head_dim, lanes>};
+constexpr Kernel kernel_of = {head_dim, lanes,
+                              size_t{best::Tiles<head_dim>::n_slot} * best::Tiles<head_dim>::slot_bytes,
+                              best::attend_best<head_dim, lanes>};
 
 const Kernel kernels[] = {
     kernel_of<64, 1>,  kernel_of<64, 2>,  kernel_of<64, 4>,  kernel_of<96, 4>,  kernel_of<128, 1>,
@@ -55,7 +57,7 @@ best::Layout layout_of(const Kernel& kernel, int32_t share, int group, int keep)
     layout.mask = take(static_cast<size_t>(share) / 8);
     layout.list = take(static_cast<size_t>(std::min(share, keep)) * sizeof(uint16_t));
     layout.scores = take(static_cast<size_t>(share) * sizeof(float));
-    layout.ring = take(cluster::n_warp * std::max<size_t>(kernel.tile_bytes, best::n_stage * best::stage_bytes));
+    layout.ring = take(std::max<size_t>(kernel.tile_bytes, cluster::n_warp * best::n_stage * best::stage_bytes));
     layout.end = at;
     return layout;
 }

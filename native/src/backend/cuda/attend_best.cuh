@@ -164,50 +164,95 @@ __device__ inline int list_chosen(const cluster::Share& share, uint64_t* totals,
     return n_listed;
 }
 
-// Brings a tile of listed rows, from number `first` on, into a ring's slot, by a warp.
+// Attention to listed rows: a round's tiles lie in shared memory, `n_part` warps take the dims of the values of each.
 template <int head_dim>
-__device__ void copy_rows(uint8_t* to, const Keys& keys, const uint16_t* list, int32_t begin, int first, int n_listed) {
-    constexpr int row_words = head_dim / 4, row_lanes = row_words < 32 ? row_words : 32, rows_at_once = 32 / row_lanes;
-    const int lane = threadIdx.x % 32, word = lane % row_lanes;
-    if (lane >= row_lanes * rows_at_once) return;
+struct Tiles {
+    static constexpr int n_part = head_dim >= 256 ? 4 : head_dim >= 96 ? 2 : 1, value_dim = head_dim / n_part;
+    static constexpr int n_slot = n_warp / n_part, row_bytes = decode::Ring<head_dim>::row_bytes,
+                         slot_bytes = decode::Ring<head_dim>::tile_bytes;
+    static constexpr int query_stride = value_dim + 8, part_floats = max_group * query_stride;
+    static_assert(value_dim % 16 == 0 && part_floats * n_part * sizeof(float) <= slot_bytes);
+
+    // Where a query's sums are from dim d on, when the rows are done with.
+    __device__ static float* values(uint8_t* slots, int slot, int query, int d) {
+        return reinterpret_cast<float*>(slots + slot * slot_bytes) + d / value_dim * part_floats +
+               query * query_stride + d % value_dim;
+    }
+};
+
+// Brings listed rows, from number `first` on, into all slots, by the block.
+template <int head_dim>
+__device__ void copy_rows(uint8_t* slots, const Keys& keys, const uint16_t* list, int32_t begin, int first,
+                          int n_listed) {
+    using T = Tiles<head_dim>;
+    constexpr int row_words = head_dim / 4;
+    const int n_row = min((n_listed - first + decode::n_tile - 1) / decode::n_tile, T::n_slot) * decode::n_tile;
 #pragma unroll 4
-    for (int i = 0; i < decode::n_tile; i += rows_at_once) {
-        const int row = i + lane / row_lanes;
+    for (int i = threadIdx.x; i < n_row * row_words; i += n_thread) {
+        const int row = i / row_words, at = 8 * (i % row_words);
         const bool is_valid = first + row < n_listed;
         const int64_t pos = is_valid ? begin + list[first + row] : 0;
-#pragma unroll
-        for (int k = 0; k < row_words / row_lanes; ++k) {
-            const int at = 8 * (word + k * row_lanes);
-            const uint16_t* from = at < keys.n_dom ? keys.dom + pos * keys.n_dom + at
-                                                   : keys.rest + pos * keys.row_values + (at - keys.n_dom);
-            ptx::copy_async_16(to + row * decode::Ring<head_dim>::row_bytes + 2 * at, from, is_valid);
-        }
+        const uint16_t* from =
+            at < keys.n_dom ? keys.dom + pos * keys.n_dom + at : keys.rest + pos * keys.row_values + (at - keys.n_dom);
+        ptx::copy_async_16(slots + row * T::row_bytes + 2 * at, from, is_valid);
     }
+    ptx::copy_async_commit();
 }
 
-// Merges the softmaxes of the block's warps (state [n_warp][max_group] and values [group][head_dim], of the first
-// n_active warps), hands every block its part of the dims, and merges what came from all blocks into y.
+// Attention to the listed rows by the block's warps; states [n_slot][max_group] and values stay for merging. Returns in
+// how many slots.
+template <int head_dim>
+__device__ int attend_listed(const Task& task, const decode::Unit& u, const Keys& keys, const uint16_t* list,
+                             int32_t begin, uint8_t* slots, SoftmaxState* state) {
+    using T = Tiles<head_dim>;
+    const int slot = threadIdx.x / 32 / T::n_part, part = threadIdx.x / 32 % T::n_part;
+    const int n_tile = (u.n_pos + decode::n_tile - 1) / decode::n_tile;
+    if (n_tile == 0) return 0;
+    copy_rows<head_dim>(slots, keys, list, begin, 0, u.n_pos);
+    decode::Queries<head_dim, T::value_dim> queries[1];
+    if (slot < n_tile) queries[0].load(task.attend, u, 0);
+    for (int tile = slot;; tile += T::n_slot) {
+        ptx::copy_async_wait<0>();
+        __syncthreads();
+        const int first = tile * decode::n_tile;
+        if (tile < n_tile) {
+            decode::add_tile(queries, slots + slot * T::slot_bytes, first, first + decode::n_tile <= u.n_pos,
+                             part * T::value_dim);
+        }
+        __syncthreads();
+        const int next = tile - slot + T::n_slot;
+        if (next >= n_tile) break;
+        copy_rows<head_dim>(slots, keys, list, begin, next * decode::n_tile, u.n_pos);
+    }
+    if (slot < n_tile) {
+        queries[0].write(state + slot * max_group, T::values(slots, slot, 0, part * T::value_dim), T::query_stride);
+    }
+    __syncthreads();
+    return min(n_tile, T::n_slot);
+}
+
+// Merges the softmaxes of the block's first n_active slots, hands every block its part of the dims, and merges what
+// came from all blocks into y.
 template <int head_dim>
 __device__ void merge_all(const Task& task, const decode::Unit& u, const Merge& merge, const SoftmaxState* state,
-                          const uint8_t* values, int n_active, unsigned rank, unsigned n_block) {
-    constexpr int per_query = head_dim / 4, query_stride = head_dim + 8;
-    const auto weight_of = [&](int warp, int query, float top) {
-        return exp2f(state[warp * max_group + query].top - decode::finite_top(top));
+                          uint8_t* slots, int n_active, unsigned rank, unsigned n_block) {
+    constexpr int per_query = head_dim / 4;
+    const auto weight_of = [&](int slot, int query, float top) {
+        return exp2f(state[slot * max_group + query].top - decode::finite_top(top));
     };
     const auto top_of = [&](int query) {
         float top = -INFINITY;
-        for (int warp = 0; warp < n_active; ++warp) top = fmaxf(top, state[warp * max_group + query].top);
+        for (int slot = 0; slot < n_active; ++slot) top = fmaxf(top, state[slot * max_group + query].top);
         return top;
     };
     for (int i = threadIdx.x; i < u.n * per_query; i += n_thread) {
         const int query = i / per_query;
         const float top = top_of(query);
         float4 sum = {0, 0, 0, 0};
-        for (int warp = 0; warp < n_active; ++warp) {
-            const float w = weight_of(warp, query, top);
-            const float4 v = *reinterpret_cast<const float4*>(
-                values + static_cast<size_t>(warp) * decode::Ring<head_dim>::tile_bytes +
-                (query * query_stride + i % per_query * 4) * sizeof(float));
+        for (int slot = 0; slot < n_active; ++slot) {
+            const float w = weight_of(slot, query, top);
+            const float4 v =
+                *reinterpret_cast<const float4*>(Tiles<head_dim>::values(slots, slot, query, i % per_query * 4));
             sum = {fmaf(w, v.x, sum.x), fmaf(w, v.y, sum.y), fmaf(w, v.z, sum.z), fmaf(w, v.w, sum.w)};
         }
         float4* to = merge.values + static_cast<int>(rank) * merge.n_item + i % merge.n_item;
@@ -216,8 +261,8 @@ __device__ void merge_all(const Task& task, const decode::Unit& u, const Merge& 
     for (int i = threadIdx.x; i < u.n * static_cast<int>(n_block); i += n_thread) {
         const int query = i % u.n;
         SoftmaxState whole = {top_of(query), 0};
-        for (int warp = 0; warp < n_active; ++warp) {
-            whole.sum = fmaf(weight_of(warp, query, whole.top), state[warp * max_group + query].sum, whole.sum);
+        for (int slot = 0; slot < n_active; ++slot) {
+            whole.sum = fmaf(weight_of(slot, query, whole.top), state[slot * max_group + query].sum, whole.sum);
         }
         *ptx::of_block(&merge.state[rank * max_group + query], static_cast<unsigned>(i / u.n)) = whole;
     }
@@ -242,14 +287,14 @@ __device__ void merge_all(const Task& task, const decode::Unit& u, const Merge& 
 }
 
 template <int head_dim, int lanes>
-__global__ void __launch_bounds__(n_thread, head_dim < 128 ? 2 : 1) attend_best(const Task task) {
+__global__ void __launch_bounds__(n_thread, head_dim < 256 ? 2 : 1) attend_best(const Task task) {
     FASA_DYNAMIC_SHARED(memory);
     const Layout& at = task.layout;
     cluster::Shared& shared = *reinterpret_cast<cluster::Shared*>(memory);
     uint8_t* const ring = memory + at.ring;
     uint16_t* const list = reinterpret_cast<uint16_t*>(memory + at.list);
     float* const scores = reinterpret_cast<float*>(memory + at.scores);
-    const int set = blockIdx.y, warp = threadIdx.x / 32;
+    const int set = blockIdx.y;
     const unsigned rank = blockIdx.x, n_block = gridDim.x;
 
     ptx::cluster_arrive();
@@ -299,30 +344,10 @@ __global__ void __launch_bounds__(n_thread, head_dim < 128 ? 2 : 1) attend_best(
     u.set = set, u.n = task.attend.group;
     u.n_pos = u.n_pos_all = n_listed;
     u.list = positions;
-    uint8_t* const rows = ring + warp * decode::Ring<head_dim>::tile_bytes;
-    const int n_tiles = (n_listed + decode::n_tile - 1) / decode::n_tile;
-    Merge merge(memory + at.merge, u.n * head_dim, static_cast<int>(n_block));
-    SoftmaxState* const state = reinterpret_cast<SoftmaxState*>(shared.open);  // [n_warp][max_group]
-    if (warp < n_tiles) {
-        copy_rows<head_dim>(rows, keys, list, share.begin, warp * decode::n_tile, n_listed);
-        ptx::copy_async_commit();
-        decode::Queries<head_dim> queries[1];
-        queries[0].load(task.attend, u, 0);
-        for (int tile = warp;;) {
-            ptx::copy_async_wait<0>();
-            __syncwarp();
-            const int first = tile * decode::n_tile;
-            decode::add_tile<head_dim, 1>(queries, rows, first, first + decode::n_tile <= n_listed);
-            __syncwarp();
-            tile += n_warp;
-            if (tile >= n_tiles) break;
-            copy_rows<head_dim>(rows, keys, list, share.begin, tile * decode::n_tile, n_listed);
-            ptx::copy_async_commit();
-        }
-        queries[0].write(state + warp * max_group, reinterpret_cast<float*>(rows), head_dim + 8);
-    }
-    __syncthreads();
-    merge_all<head_dim>(task, u, merge, state, ring, min(n_tiles, n_warp), rank, n_block);
+    SoftmaxState* const state = reinterpret_cast<SoftmaxState*>(shared.open);  // [n_slot][max_group]
+    const int n_active = attend_listed<head_dim>(task, u, keys, list, share.begin, ring, state);
+    const Merge merge(memory + at.merge, u.n * head_dim, static_cast<int>(n_block));
+    merge_all<head_dim>(task, u, merge, state, ring, n_active, rank, n_block);
 }
 
 }  // namespace fasa::cuda::best

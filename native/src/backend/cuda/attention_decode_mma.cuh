@@ -134,8 +134,8 @@ __device__ inline void split(float2 x, uint32_t& high, uint32_t& low) {
 }
 
 // 8 queries of a unit with their unfinished softmax. A thread has query lane / 4, of it the dims and positions that
-// matrix instructions give it: 2 * (lane % 4) + {0, 1} of every 8.
-template <int head_dim>
+// matrix instructions give it: 2 * (lane % 4) + {0, 1} of every 8. value_dim: how many of the values' dims it sums up.
+template <int head_dim, int value_dim = head_dim>
 class Queries {
    public:
     // Queries first .. first + 7 of the unit; those past its end are zero.
@@ -206,7 +206,7 @@ class Queries {
         if (part == 0) state[query] = {state_.top, sum};
         float* to = values + query * stride + 2 * part;
 #pragma unroll
-        for (int i = 0; i < head_dim / 8; ++i) {
+        for (int i = 0; i < value_dim / 8; ++i) {
             *reinterpret_cast<float2*>(to + 8 * i) = {y_[i][0] + y_[i][2], y_[i][1] + y_[i][3]};
         }
     }
@@ -224,20 +224,22 @@ class Queries {
     }
 
     uint32_t q_[head_dim / 16][4];
-    float y_[head_dim / 8][4] = {};
+    float y_[value_dim / 8][4] = {};
     SoftmaxState state_ = {-INFINITY, 0};  // sum: this thread's positions
     float scale_;
     int n_visible_;
 };
 
-// A tile of rows in a ring, whose first position is the unit's number `first`, counts for n_set sets of 8 queries.
-template <int head_dim, int n_set>
-__device__ inline void add_tile(Queries<head_dim> (&queries)[n_set], const uint8_t* rows, int first, bool all_visible) {
+// A tile of rows in a ring, whose first position is the unit's number `first`, counts for n_set sets of 8 queries, with
+// the values' dims from first_dim on.
+template <int head_dim, int value_dim, int n_set>
+__device__ inline void add_tile(Queries<head_dim, value_dim> (&queries)[n_set], const uint8_t* rows, int first,
+                                bool all_visible, int first_dim = 0) {
     // Rows that this lane names in matrix loads: of keys as they lie, of values to be transposed.
     constexpr int row_bytes = Ring<head_dim>::row_bytes;
     const int lane = threadIdx.x % 32;
     const int key_at = (lane / 16 * 8 + lane % 8) * row_bytes + lane / 8 % 2 * 16;
-    const int value_at = lane % 16 * row_bytes + lane / 16 * 16 + 2 * head_dim;
+    const int value_at = lane % 16 * row_bytes + lane / 16 * 16 + 2 * (head_dim + first_dim);
     float product[n_set][2][4] = {};
 #pragma unroll
     for (int step = 0; step < head_dim / 16; ++step) {
@@ -250,7 +252,7 @@ __device__ inline void add_tile(Queries<head_dim> (&queries)[n_set], const uint8
 #pragma unroll
     for (int i = 0; i < n_set; ++i) queries[i].soften(weights[i], product[i], first, all_visible);
 #pragma unroll
-    for (int step = 0; step < head_dim / 16; ++step) {
+    for (int step = 0; step < value_dim / 16; ++step) {
         uint32_t values[4];
         ptx::load_matrix_transposed(values, rows + value_at + 32 * step);
 #pragma unroll
@@ -292,7 +294,7 @@ __global__ void __launch_bounds__(max_warps * 32, 1) attend(const Args a) {
         feed.copy_next();
         const uint8_t* rows = ring + slot * Ring<head_dim>::tile_bytes;
         slot = slot + 1 == stages ? 0 : slot + 1;
-        add_tile<head_dim, n_set>(queries, rows, tile * n_tile, (tile + 1) * n_tile <= u.n_pos_all);
+        add_tile(queries, rows, tile * n_tile, (tile + 1) * n_tile <= u.n_pos_all);
     }
     __syncwarp();
 
