@@ -51,7 +51,11 @@ class Ours:
 
     def report(self) -> dict[str, Any]:
         plan, stats = self.engine.plan(), self.engine.stats()
-        return {"kv_bytes": plan.kv_bytes, "decode_bytes": stats.decode_bytes, "n_decode": stats.n_decode}
+        return {
+            "kv_bytes": plan.kv_device_bytes + plan.kv_host_bytes,
+            "decode_bytes": stats.decode_bytes,
+            "n_decode": stats.n_decode,
+        }
 
 
 class Peer:

@@ -71,16 +71,44 @@ class ModelInfo:
 
 @dataclass(frozen=True)
 class Plan:
-    """Bytes that a context takes, and what was available before it existed."""
+    """Bytes that a model with one context takes, all of them known before anything is loaded.
 
-    n_ctx: int
-    n_ctx_max: int
-    weights_bytes: int
-    kv_bytes: int
-    kv_dom_bytes: int  # the part of kv_bytes that dominant keys take: on the device, wherever the rest lies
-    scratch_bytes: int
-    available_bytes: int
+    Device memory is a GPU's own. On the CPU there is none: its figures are 0, and all is host memory. What is available
+    is so for all of it: what the model holds already is counted in.
+    """
+
+    n_ctx: int  # asked or chosen
+    n_ctx_max: int  # the largest that fits; 0: none
     fits: bool
+    weights_device_bytes: int  # uploaded
+    weights_host_bytes: int  # mapped from the file, shared between processes; on the CPU only
+    kv_device_bytes: int
+    kv_host_bytes: int
+    kv_dom_bytes: int  # the part that dominant keys take: on the device, wherever the rest lies
+    scratch_device_bytes: int  # activations, workspace
+    scratch_host_bytes: int  # logits, tokens, page-locked buffers; on the CPU activations and workspace too
+    system_device_bytes: int  # what CUDA takes itself: its context, kernels, graphs; an upper bound
+    device_bytes: int  # the sums of the above
+    host_bytes: int
+    device_available: int
+    host_available: int
+    device_missing: int  # 0: it fits there
+    host_missing: int
+
+    @property
+    def weights_bytes(self) -> int:
+        """On device and host."""
+        return self.weights_device_bytes + self.weights_host_bytes
+
+    @property
+    def kv_bytes(self) -> int:
+        """On device and host."""
+        return self.kv_device_bytes + self.kv_host_bytes
+
+    @property
+    def scratch_bytes(self) -> int:
+        """On device and host."""
+        return self.scratch_device_bytes + self.scratch_host_bytes
 
 
 @dataclass(frozen=True)

@@ -179,14 +179,22 @@ typedef struct fasa_context_params {
     fasa_kv_placement  kv;             /* device: all of the cache; split: dominant keys only, the rest in host memory */
 } fasa_context_params;
 
-/* Bytes that a context of these params will take, all of them known before it is created. */
+/* Bytes that a model with one context of these params takes, all of them known before. Device memory is a GPU's own; on
+ * the CPU there is none, and all is host memory. What is available is so for all of it: what this model already holds
+ * is counted in. */
 typedef struct fasa_plan {
-    int32_t  n_ctx, n_ctx_max;         /* asked or chosen; the largest that fits now */
-    uint64_t weights_bytes;            /* mapped from the file, shared between processes */
-    uint64_t kv_bytes, scratch_bytes;
-    uint64_t kv_dom_bytes;             /* the part of kv_bytes that dominant keys take: on the device in any placement */
-    uint64_t available_bytes;          /* for kv + scratch, before the context exists */
+    int32_t  n_ctx, n_ctx_max;         /* asked or chosen; the largest that fits now, 0: none */
     bool     fits;
+    uint64_t weights_device_bytes;     /* uploaded */
+    uint64_t weights_host_bytes;       /* mapped from the file, shared between processes; CPU only */
+    uint64_t kv_device_bytes, kv_host_bytes;
+    uint64_t kv_dom_bytes;             /* the part that dominant keys take: on the device in any placement */
+    uint64_t scratch_device_bytes;     /* activations, workspace of the ops and of cuBLAS */
+    uint64_t scratch_host_bytes;       /* logits, tokens, page-locked buffers; on the CPU also the above */
+    uint64_t system_device_bytes;      /* what CUDA takes itself: its context, kernels, graphs; an upper bound */
+    uint64_t device_bytes, host_bytes; /* the sums of these */
+    uint64_t device_available, host_available;
+    uint64_t device_missing, host_missing;  /* 0: it fits there */
 } fasa_plan;
 
 typedef struct fasa_stats {

@@ -19,7 +19,14 @@ struct OpsLimits {
     int64_t n_in_max;  // values in an input row of `linear`
     int n_head, n_head_kv, head_dim;
     int n_ctx;
-    int64_t n_weight_max = 0;  // values of the largest matrix; 0: unknown
+    int64_t n_weight_max = 0;     // values of the largest matrix; 0: unknown
+    int32_t host_row_values = 0;  // values of a row of the KV cache in host memory; 0: none lie there
+};
+
+// What ops take.
+struct OpsBytes {
+    uint64_t device, host;
+    uint64_t runs;  // device memory for the runs that they keep
 };
 
 // Ops on one device with their workspace, taken once. Used by one thread at a time. They may return before they are
@@ -103,8 +110,12 @@ class Device {
     virtual Buffer host_buffer(size_t n_bytes, const char* what) const = 0;
     // Bytes between any two kinds of memory; done on return.
     virtual void copy(void* to, const void* from, size_t n_bytes) const = 0;
+    // Whether `buffer` is memory apart from the host's.
+    virtual bool has_own_memory() const = 0;
     // Bytes that can be taken by buffer now.
     virtual uint64_t memory_available() const = 0;
+    // Bytes of its memory that the device itself needs, outside all buffers. They count as taken.
+    virtual uint64_t system_bytes() const = 0;
     // Bytes that a matrix takes on the device; 0: it is used where it lies.
     virtual size_t weight_bytes(const WeightView& w) const = 0;
     // Puts matrices of the file on a device that does not use them where they lie; their views are then for ops. Calls
@@ -116,8 +127,7 @@ class Device {
     virtual void upload(std::span<const Upload> matrices, const std::function<void(size_t)>& progress) const = 0;
 
     virtual std::unique_ptr<Ops> make_ops(const OpsLimits& limits) const = 0;
-    // Bytes that make_ops takes.
-    virtual size_t ops_bytes(const OpsLimits& limits) const = 0;
+    virtual OpsBytes ops_bytes(const OpsLimits& limits) const = 0;
 };
 
 std::unique_ptr<Device> make_cpu_device(int n_threads);

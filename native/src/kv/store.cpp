@@ -21,13 +21,18 @@ size_t KvShape::token_rest_bytes() const {
     return is_coded() ? whole : whole - token_dom_bytes();
 }
 
+size_t KvShape::host_bytes() const {
+    return half_bytes * host_row_values() * n_split() * n_head_kv * n_ctx * n_seq;
+}
+
 KvStore::KvStore(const KvShape& shape, std::vector<int16_t> order, const Device& device)
     : shape_(shape),
       device_(device),
       order_(std::move(order)),
       dom_(device.buffer(shape.dom_bytes() - shape.scale_bytes(), "dominant part of the KV cache")),
       scales_(device.buffer(shape.scale_bytes(), "scales of the dominant part of the KV cache")),
-      rest_(device.buffer(shape.rest_bytes(), "KV cache")),
+      rest_(device.buffer(shape.rest_bytes() - shape.host_bytes(), "KV cache")),
+      host_rest_(device.host_buffer(shape.host_bytes(), "part of the KV cache in host memory")),
       order_on_device_(device.buffer(order_.size() * sizeof(int16_t), "order of the KV cache")) {
     device.copy(order_on_device_.data(), order_.data(), order_on_device_.n_bytes());
 }
@@ -41,7 +46,13 @@ KvView KvStore::layer(int32_t i) const {
     view.n_ctx = shape_.n_ctx;
     view.n_head_kv = shape_.n_head_kv;
     view.head_dim = shape_.head_dim;
-    view.rest = static_cast<uint16_t*>(rest_.data()) + n_rows * (n_dense * whole + n_split * (whole - n_apart));
+    const size_t split_values = n_rows * n_split * (whole - n_apart);
+    if (shape_.host_rest && shape_.is_split(i)) {
+        view.rest = static_cast<uint16_t*>(host_rest_.data()) + split_values;
+        view.host_layer = static_cast<int32_t>(n_split);
+    } else {
+        view.rest = static_cast<uint16_t*>(rest_.data()) + n_rows * n_dense * whole + split_values;
+    }
     if (shape_.is_split(i) && shape_.is_coded()) {
         const KeyCodes first{shape_.dom_type, shape_.n_dom, static_cast<uint8_t*>(dom_.data()),
                              static_cast<uint16_t*>(scales_.data())};

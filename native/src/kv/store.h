@@ -13,6 +13,7 @@ struct KvShape {
     int32_t n_dom;    // dominant key dims of a split layer; 0: no layer is split
     int32_t n_dense;  // leading layers that are never split
     DomType dom_type = DomType::f16;
+    bool host_rest = false;  // the rows of split layers lie in host memory
 
     bool is_coded() const { return n_dom > 0 && dom_type != DomType::f16; }
     bool is_split(int32_t layer) const { return n_dom > 0 && layer >= n_dense; }
@@ -25,11 +26,16 @@ struct KvShape {
     size_t scale_bytes() const;
     size_t dom_bytes() const { return token_dom_bytes() * n_ctx * n_seq; }
     size_t rest_bytes() const { return token_rest_bytes() * n_ctx * n_seq; }
+    // The part of rest_bytes that lies in host memory, and values in one of its rows.
+    size_t host_bytes() const;
+    int32_t host_row_values() const { return host_rest ? 2 * head_dim - (is_coded() ? 0 : n_dom) : 0; }
     size_t n_bytes() const { return dom_bytes() + rest_bytes(); }
+    // Of the order that dims are stored in.
+    size_t order_bytes() const { return n_dom > 0 ? sizeof(int16_t) * n_layer * n_head_kv * head_dim : 0; }
 };
 
 // One layout, two placements: the dominant plane is always on the device; the rest is there too (FASA-C) or in host
-// memory (FASA-M). On a CPU both are the same memory.
+// memory (FASA-M), but for dense layers, which are on the device as a whole. On a CPU both are the same memory.
 class KvStore {
    public:
     // order [n_layer][n_head_kv][head_dim]: which dim of the file lies at each place of a key; empty: unchanged. The
@@ -72,7 +78,7 @@ class KvStore {
     KvShape shape_;
     const Device& device_;
     std::vector<int16_t> order_;
-    Buffer dom_, scales_, rest_, order_on_device_;  // dom_: dominant dims or their codes
+    Buffer dom_, scales_, rest_, host_rest_, order_on_device_;  // dom_: dominant dims or their codes
 };
 
 }  // namespace fasa

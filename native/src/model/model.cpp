@@ -181,7 +181,10 @@ void place(Model& model, const std::function<bool(float)>& progress) {
             void* to = arena.take<uint8_t>(n_bytes);
             if (real && n_bytes > 0) uploads.push_back({&w, to});
         });
-        if (!real) model.memory = device.buffer(arena.used(), "weights");
+        if (!real) {
+            model.memory_bytes = arena.used();
+            model.memory = device.buffer(model.memory_bytes, "weights");
+        }
     }
     uint64_t done = 0;
     device.upload(uploads, [&](size_t n) {

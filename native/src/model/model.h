@@ -37,7 +37,8 @@ struct Layer {
 struct Model {
     std::shared_ptr<const gguf::File> file;  // on a CPU the matrices are views of its mapping
     std::unique_ptr<Device> device;
-    Buffer memory;  // of the device: what does not stay in the file
+    Buffer memory;            // of the device: what does not stay in the file
+    size_t memory_bytes = 0;  // of memory
     Hparams h;
     Rope rope;
     const double* rope_frequency = nullptr;  // rope.frequency, on the device

@@ -135,8 +135,9 @@ ContextConfig resolve(const Model& model, const fasa_context_params& p, std::sha
              c.select.method.c_str(), c.select.chunks_per_head ? " with sets per query head" : "",
              c.table ? "" : " without a table");
     }
+    c.n_batch_max = std::max(c.n_batch, min_n_batch);
     if (c.n_ctx == 0) c.n_ctx = choose_n_ctx(model, c);
-    c.n_batch = std::min(std::max(c.n_batch, min_n_batch), c.n_ctx);
+    c.n_batch = std::min(c.n_batch_max, c.n_ctx);
     return c;
 }
 

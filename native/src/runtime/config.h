@@ -15,6 +15,7 @@ struct ContextConfig {
     int32_t n_dom, n_dense;              // layout of the KV cache, see KvShape
     bool host_rest;                      // FASA-M: only dominant keys on the device
     DomType dom_type = DomType::f16;
+    int32_t n_batch_max = 0;             // n_batch where n_ctx does not bound it
 };
 
 // Throws ARGUMENT, UNSUPPORTED, or MEMORY when no context fits. table: the caller's, or nullptr for the file's own.

@@ -20,14 +20,7 @@ double seconds_since(Clock::time_point start) { return std::chrono::duration<dou
 
 fasa_plan checked_plan(const Model& model, const ContextConfig& config) {
     const fasa_plan plan = make_plan(model, config);
-    if (!plan.fits) {
-        fail(FASA_ERROR_MEMORY,
-             "out of memory: a context of %d tokens needs %.1f MiB (KV cache %.1f, scratch %.1f), but %.1f MiB are "
-             "available beside the weights; n_ctx = %d would fit",
-             plan.n_ctx, static_cast<double>(plan.kv_bytes + plan.scratch_bytes) / 0x1p20,
-             static_cast<double>(plan.kv_bytes) / 0x1p20, static_cast<double>(plan.scratch_bytes) / 0x1p20,
-             static_cast<double>(plan.available_bytes) / 0x1p20, plan.n_ctx_max);
-    }
+    check_plan(plan);
     return plan;
 }
 
@@ -226,6 +219,14 @@ void Context::check_tokens(int32_t seq, std::span<const int32_t> tokens) const {
     }
 }
 
+// Until nothing of a batch that failed is under way any more. The failure that is being thrown says more than another.
+void Context::abandon() {
+    try {
+        ops_->wait();
+    } catch (const Error&) {
+    }
+}
+
 // Runs differ by the ops of a step: all the same as long as it stays sparse or dense. A device whose ops depend on the
 // length tells lengths apart itself.
 uint64_t Context::run_key(Rows rows) const {
@@ -246,6 +247,7 @@ void Context::run_batch(int32_t seq, std::span<const int32_t> tokens) {
         });
         ops_->wait();
     } catch (...) {
+        abandon();
         sparsity_->forget(seq, pos0);
         throw;
     }

@@ -64,6 +64,7 @@ class Context {
     void check_tokens(int32_t seq, std::span<const int32_t> tokens) const;
     // Runs one batch and appends it to its sequence. The hidden states stay in activations_.x.
     void run_batch(int32_t seq, std::span<const int32_t> tokens);
+    void abandon();
     // What tells kept runs apart; 0: not to be kept.
     uint64_t run_key(Rows rows) const;
     template <class AfterBatch>

@@ -1,6 +1,9 @@
 #include "runtime/plan.h"
 
 #include <algorithm>
+#include <cstdio>
+#include <string>
+#include <utility>
 
 #include "base/cpu.h"
 #include "base/error.h"
@@ -8,31 +11,56 @@
 namespace fasa {
 namespace {
 
-// The weights are mapped: whatever part of them is cached counts as available, but decoding needs all of them resident.
-uint64_t available_beside_weights(const Model& model) {
-    const uint64_t available = memory_available();
-    return available > model.n_bytes ? available - model.n_bytes : 0;
+double mib(uint64_t n_bytes) { return static_cast<double>(n_bytes) / 0x1p20; }
+
+uint64_t missing(uint64_t needed, uint64_t available) { return needed > available ? needed - available : 0; }
+
+// The parts, without what is available.
+fasa_plan measure(const Model& model, ContextConfig config) {
+    config.n_batch = std::min(config.n_batch_max, config.n_ctx);
+    const Device& device = *model.device;
+    const OpsBytes ops = device.ops_bytes(ops_limits(model.h, config));
+    const KvShape kv = kv_shape(model.h, config);
+    fasa_plan p = {};
+    p.n_ctx = config.n_ctx;
+    p.weights_device_bytes = model.memory_bytes;
+    p.kv_device_bytes = kv.n_bytes() - kv.host_bytes();
+    p.kv_host_bytes = kv.host_bytes();
+    p.kv_dom_bytes = kv.dom_bytes();
+    p.scratch_device_bytes = device_scratch(model, config, nullptr).n_bytes + kv.order_bytes() + ops.device;
+    p.scratch_host_bytes = host_scratch(model, config, nullptr).n_bytes + ops.host;
+    p.system_device_bytes = device.system_bytes() + ops.runs;
+    if (!device.has_own_memory()) {
+        // All of the file has to be resident while decoding, whatever part of it happens to be cached.
+        p.weights_host_bytes = model.n_bytes + std::exchange(p.weights_device_bytes, 0);
+        p.kv_host_bytes += std::exchange(p.kv_device_bytes, 0);
+        p.scratch_host_bytes += std::exchange(p.scratch_device_bytes, 0);
+    }
+    p.device_bytes = p.weights_device_bytes + p.kv_device_bytes + p.scratch_device_bytes + p.system_device_bytes;
+    p.host_bytes = p.weights_host_bytes + p.kv_host_bytes + p.scratch_host_bytes;
+    return p;
 }
 
-uint64_t scratch_bytes(const Model& model, const ContextConfig& config) {
-    return device_scratch(model, config, nullptr).n_bytes + host_scratch(model, config, nullptr).n_bytes +
-           model.device->ops_bytes(ops_limits(model.h, config));
-}
+// For all that a plan counts: what the model holds is not to be found again.
+struct Available {
+    uint64_t device = 0, host = memory_available();
 
-uint64_t context_bytes(const Model& model, ContextConfig config, int32_t n_ctx) {
-    config.n_ctx = n_ctx;
-    return kv_shape(model.h, config).n_bytes() + scratch_bytes(model, config);
-}
+    explicit Available(const Model& model) {
+        const Device& d = *model.device;
+        if (d.has_own_memory()) device = d.memory_available() + d.system_bytes() + model.memory.n_bytes();
+    }
+    bool suffices(const fasa_plan& p) const { return p.device_bytes <= device && p.host_bytes <= host; }
+};
 
-// Largest n_ctx that fits in the available bytes, up to limit; 0 if none does.
-int32_t largest_n_ctx(const Model& model, const ContextConfig& config, uint64_t available, int32_t limit) {
+// Largest n_ctx that fits, up to limit; 0 if none does.
+int32_t largest_n_ctx(const Model& model, ContextConfig config, const Available& available, int32_t limit) {
     int32_t low = 0, high = limit;
     while (low < high) {
-        const int32_t middle = high - (high - low) / 2;
-        if (context_bytes(model, config, middle) <= available) {
-            low = middle;
+        config.n_ctx = high - (high - low) / 2;
+        if (available.suffices(measure(model, config))) {
+            low = config.n_ctx;
         } else {
-            high = middle - 1;
+            high = config.n_ctx - 1;
         }
     }
     return low;
@@ -40,26 +68,30 @@ int32_t largest_n_ctx(const Model& model, const ContextConfig& config, uint64_t 
 
 }  // namespace
 
-int32_t choose_n_ctx(const Model& model, const ContextConfig& config) {
-    const uint64_t available = available_beside_weights(model);
-    const int32_t n_ctx = largest_n_ctx(model, config, available, model.h.n_ctx_train);
-    if (n_ctx == 0) {
-        fail(FASA_ERROR_MEMORY,
-             "out of memory: not even one token of context fits in the %.1f MiB left beside the weights",
-             static_cast<double>(available) / 0x1p20);
-    }
-    return n_ctx;
+int32_t choose_n_ctx(const Model& model, ContextConfig config) {
+    const int32_t n_ctx = largest_n_ctx(model, config, Available(model), model.h.n_ctx_train);
+    if (n_ctx > 0) return n_ctx;
+    config.n_ctx = 1;
+    check_plan(make_plan(model, config));
+    return config.n_ctx;
 }
 
 OpsLimits ops_limits(const Hparams& h, const ContextConfig& config) {
     const int64_t n_in_max = std::max({h.n_embd, h.n_ff, h.n_head * h.head_dim});
     const int64_t n_out_max = std::max({h.n_vocab, h.n_ff, h.n_head * h.head_dim});
-    return {config.n_batch, n_in_max, h.n_head, h.n_head_kv, h.head_dim, config.n_ctx, n_in_max * n_out_max};
+    return {config.n_batch,
+            n_in_max,
+            h.n_head,
+            h.n_head_kv,
+            h.head_dim,
+            config.n_ctx,
+            n_in_max * n_out_max,
+            kv_shape(h, config).host_row_values()};
 }
 
 KvShape kv_shape(const Hparams& h, const ContextConfig& config) {
     return {h.n_layer,    h.n_head_kv,  h.head_dim,     config.n_ctx,
-            config.n_seq, config.n_dom, config.n_dense, config.dom_type};
+            config.n_seq, config.n_dom, config.n_dense, config.dom_type, config.host_rest};
 }
 
 DeviceScratch device_scratch(const Model& model, const ContextConfig& config, void* base) {
@@ -81,16 +113,39 @@ HostScratch host_scratch(const Model& model, const ContextConfig& config, void* 
 }
 
 fasa_plan make_plan(const Model& model, const ContextConfig& config) {
-    fasa_plan plan = {};
-    plan.n_ctx = config.n_ctx;
-    plan.weights_bytes = model.n_bytes;
-    plan.kv_bytes = kv_shape(model.h, config).n_bytes();
-    plan.kv_dom_bytes = kv_shape(model.h, config).dom_bytes();
-    plan.scratch_bytes = scratch_bytes(model, config);
-    plan.available_bytes = available_beside_weights(model);
-    plan.n_ctx_max = largest_n_ctx(model, config, plan.available_bytes, max_n_ctx);
-    plan.fits = plan.kv_bytes + plan.scratch_bytes <= plan.available_bytes;
+    const Available available(model);
+    fasa_plan plan = measure(model, config);
+    plan.n_ctx_max = largest_n_ctx(model, config, available, max_n_ctx);
+    plan.device_available = available.device;
+    plan.host_available = available.host;
+    plan.device_missing = missing(plan.device_bytes, plan.device_available);
+    plan.host_missing = missing(plan.host_bytes, plan.host_available);
+    plan.fits = available.suffices(plan);
     return plan;
+}
+
+void check_plan(const fasa_plan& p) {
+    if (p.fits) return;
+    const bool on_device = p.device_missing > 0;
+    std::string parts;
+    auto add = [&](const char* name, uint64_t n_bytes) {
+        char text[64];
+        std::snprintf(text, sizeof text, "%s%s %.1f", parts.empty() ? "" : ", ", name, mib(n_bytes));
+        if (n_bytes > 0) parts += text;
+    };
+    add("weights", on_device ? p.weights_device_bytes : p.weights_host_bytes);
+    add("KV cache", on_device ? p.kv_device_bytes : p.kv_host_bytes);
+    add("scratch", on_device ? p.scratch_device_bytes : p.scratch_host_bytes);
+    if (on_device) add("CUDA itself", p.system_device_bytes);
+    const uint64_t n_missing = on_device ? p.device_missing : p.host_missing;
+    fail(FASA_ERROR_MEMORY,
+         "out of memory: with a context of %d token%s, %.1f MiB of %s memory are needed (%s), but %.1f MiB are "
+         "available: "
+         "%llu bytes are missing; %s",
+         p.n_ctx, p.n_ctx == 1 ? "" : "s", mib(on_device ? p.device_bytes : p.host_bytes),
+         on_device ? "device" : "host", parts.c_str(), mib(on_device ? p.device_available : p.host_available),
+         static_cast<unsigned long long>(n_missing),
+         p.n_ctx_max > 0 ? ("n_ctx = " + std::to_string(p.n_ctx_max) + " would fit").c_str() : "no n_ctx would fit");
 }
 
 }  // namespace fasa

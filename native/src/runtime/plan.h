@@ -11,7 +11,7 @@ inline constexpr int32_t n_score_rows = 32;  // rows whose logits are held at on
 inline constexpr int32_t max_n_ctx = 1 << 28;
 
 // min(trained context, what fits now). Throws MEMORY when nothing does.
-int32_t choose_n_ctx(const Model& model, const ContextConfig& config);
+int32_t choose_n_ctx(const Model& model, ContextConfig config);
 
 OpsLimits ops_limits(const Hparams& h, const ContextConfig& config);
 KvShape kv_shape(const Hparams& h, const ContextConfig& config);
@@ -31,5 +31,7 @@ DeviceScratch device_scratch(const Model& model, const ContextConfig& config, vo
 HostScratch host_scratch(const Model& model, const ContextConfig& config, void* base);
 
 fasa_plan make_plan(const Model& model, const ContextConfig& config);
+// Throws MEMORY that names what is missing, and what would fit.
+void check_plan(const fasa_plan& plan);
 
 }  // namespace fasa

@@ -263,35 +263,37 @@ TEST(prefill_attention_over_several_chunks) {
         CHECK(same_bits(y, lab.attend(q, pos0, scale_of(s), at_once)));
 
         const std::vector<PrefillRange> ranges = {
-            {0, chunk, 0, false, false}, {chunk, 2 * chunk, 0, true, false}, {2 * chunk, INT32_MAX, 0, true, true}};
+            {0, chunk, {}, false, false}, {chunk, 2 * chunk, {}, true, false}, {2 * chunk, INT32_MAX, {}, true, true}};
         CHECK(same_bits(y, lab.attend(q, pos0, scale_of(s), narrow, ranges)));
         CHECK(same_bits(y, lab.attend(q, pos0, scale_of(s), at_once,
-                                      {{0, chunk, 0, false, false}, {chunk, INT32_MAX, 0, true, true}})));
+                                      {{0, chunk, {}, false, false}, {chunk, INT32_MAX, {}, true, true}})));
         CHECK(same_bits(y, lab.attend(q, pos0, scale_of(s), at_once,
-                                      {{0, 2 * chunk, 0, false, false}, {2 * chunk, INT32_MAX, 0, true, true}})));
+                                      {{0, 2 * chunk, {}, false, false}, {2 * chunk, INT32_MAX, {}, true, true}})));
     }
 }
 
-// A window of positions in planes of their own, as tiles of a cache that lies elsewhere will come.
-TEST(prefill_attention_over_a_window_of_positions) {
-    const int32_t chunk = cuda::prefill_chunk, n_ctx = chunk + 80;
-    const Shape s = {2, 2, 64, 8, n_ctx}, window_shape = {2, 2, 64, 8, 80};
-    const Cache cache(s);
-    Cache window(window_shape);
-    for (int head = 0; head < s.n_head_kv; ++head) {
-        for (int32_t pos = 0; pos < 80; ++pos) {
-            std::copy_n(cache.view.dom_at(seq, head, chunk + pos), s.n_dom, window.view.dom_at(seq, head, pos));
-            std::copy_n(cache.view.rest_at(seq, head, chunk + pos), cache.view.row_values(),
-                        window.view.rest_at(seq, head, pos));
+// Rows that lie elsewhere than in the cache; their dominant dims do not.
+TEST(prefill_attention_over_a_tile_of_rows) {
+    const int32_t chunk = cuda::prefill_chunk, n_ctx = chunk + 80, n_pos = 90;
+    for (const Shape& s : {Shape{2, 2, 64, 8, n_ctx}, Shape{2, 2, 20, 6, n_ctx}, Shape{2, 1, 260, 0, n_ctx}}) {
+        Cache cache(s);
+        std::vector<uint16_t> rows(static_cast<size_t>(s.n_head_kv * n_pos * cache.view.row_values()), 0x7e00);
+        for (int head = 0; head < s.n_head_kv; ++head) {
+            std::copy_n(cache.view.rest_at(seq, head, chunk), 80 * cache.view.row_values(),
+                        &rows[static_cast<size_t>(head * n_pos * cache.view.row_values())]);
         }
+        const DeviceArray<uint16_t> tile(rows);
+        const int n = 10;
+        const auto q = random_queries(s, n);
+        const auto attend = [&](const cuda::RowTile& from) {
+            const PrefillRange range = {chunk, INT32_MAX, from, false, true};
+            return Lab(cache, n).attend(q, n_ctx - n, scale_of(s), narrow, {range});
+        };
+        const auto y = attend({});
+        std::fill(cache.rest.begin(), cache.rest.end(), uint16_t{0x7e00});
+        CHECK(same_bits(y, attend({tile.data(), chunk, n_pos})));
+        CHECK(std::none_of(y.begin(), y.end(), [](float v) { return std::isnan(v); }));
     }
-    const int n = 10;
-    const int32_t pos0 = n_ctx - n;
-    const auto q = random_queries(s, n);
-    const PrefillRange whole = {chunk, INT32_MAX, 0, false, true}, moved = {chunk, INT32_MAX, chunk, false, true};
-    const auto y = Lab(cache, n).attend(q, pos0, scale_of(s), narrow, {whole});
-    CHECK(same_bits(y, Lab(window, n).attend(q, pos0, scale_of(s), narrow, {moved})));
-    CHECK(std::none_of(y.begin(), y.end(), [](float v) { return std::isnan(v); }));
 }
 
 // One score far above the others, and queries too large for a half.

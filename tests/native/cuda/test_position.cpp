@@ -93,7 +93,7 @@ bool near_half(uint16_t x, uint16_t expected) {
     return a == b || std::fabs(a - b) <= 0x1p-10f * std::fabs(b) + 4e-6f;
 }
 
-void run(const Case& c, std::vector<float>& q, Cache& cache) {
+void run(const Case& c, std::vector<float>& q, Cache& cache, std::vector<uint16_t>* rows_apart = nullptr) {
     DeviceArray<float> dq(c.q), dk(c.k), dv(c.v), norm_q(c.norm_q), norm_k(c.norm_k);
     DeviceArray<double> frequency(c.frequency);
     DeviceArray<int16_t> order(c.order);
@@ -103,10 +103,32 @@ void run(const Case& c, std::vector<float>& q, Cache& cache) {
     const RopeView rope{c.s.layout, c.s.n_rot, frequency.data(), c.magnitude};
     HeadNorm norm;
     if (c.s.norm) norm = {norm_q.data(), norm_k.data(), c.eps};
+    DeviceArray<uint16_t> apart(rows_apart ? *rows_apart : std::vector<uint16_t>{});
     cuda::rope_store(dq.data(), dk.data(), dv.data(), c.s.n_head, rope, norm,
-                     c.view(dom.data(), rest.data(), order.data()), step.data(), c.s.n, nullptr);
+                     c.view(dom.data(), rest.data(), order.data()), step.data(), c.s.n, nullptr,
+                     rows_apart ? apart.data() : nullptr);
+    if (rows_apart) *rows_apart = apart.host();
     q = dq.host();
     cache = {dom.host(), rest.host()};
+}
+
+// The rows of a batch, put elsewhere than in the cache, are those that the cache would get.
+void check_rows_apart(const Case& c) {
+    const size_t row_values = static_cast<size_t>(2 * c.s.head_dim - c.s.n_dom);
+    const auto n_rows = static_cast<size_t>(c.s.n * c.s.n_head_kv);
+    std::vector<float> q, q_apart;
+    Cache cache, untouched_cache;
+    run(c, q, cache);
+    std::vector<uint16_t> rows(n_rows * row_values, untouched);
+    run(c, q_apart, untouched_cache, &rows);
+    const KvView kv = c.view(cache.dom.data(), cache.rest.data(), nullptr);
+    bool same = q == q_apart && cache.dom == untouched_cache.dom;
+    for (int h = 0; h < c.s.n_head_kv; ++h) {
+        const auto* first = &rows[static_cast<size_t>(h * c.s.n) * row_values];
+        same &= std::equal(first, first + static_cast<size_t>(c.s.n) * row_values, kv.rest_at(seq, h, c.s.pos0));
+    }
+    CHECK(same);
+    CHECK(untouched_cache.rest == std::vector<uint16_t>(c.n_rest_values(), untouched));
 }
 
 void check_case(const Case& c) {
@@ -161,6 +183,12 @@ TEST(cuda_rope_store_does_what_the_scalar_reference_does) {
          }) {
         check_case(Case(shape));
     }
+}
+
+TEST(cuda_rope_store_puts_rows_apart) {
+    using enum RopeLayout;
+    check_rows_apart(Case({interleaved, 4, 2, 64, 64, 16, true, false, 9, 17}));
+    check_rows_apart(Case({half_split, 6, 3, 20, 14, 6, true, true, 70, 11}));
 }
 
 TEST(cuda_angles_are_exact_at_a_million_positions) {

@@ -222,16 +222,20 @@ class CpuDevice final : public Device {
     void copy(void* to, const void* from, size_t n_bytes) const override {
         if (n_bytes > 0) std::memcpy(to, from, n_bytes);
     }
+    bool has_own_memory() const override { return false; }
     uint64_t memory_available() const override { return fasa::memory_available(); }
+    uint64_t system_bytes() const override { return 0; }
     size_t weight_bytes(const WeightView&) const override { return 0; }
     void upload(std::span<const Upload>, const std::function<void(size_t)>&) const override {}
     std::unique_ptr<Ops> make_ops(const OpsLimits& limits) const override {
         return std::make_unique<CpuOps>(limits, n_threads_);
     }
-    size_t ops_bytes(const OpsLimits& limits) const override {
-        return CpuOps::angle_bytes(limits) + CpuOps::sum_bytes(limits) + Linear::scratch_bytes(n_threads_, limits.n_batch, limits.n_in_max) +
-               Attention::scratch_bytes(limits, n_threads_) + TopK::scratch_bytes(limits, n_threads_) +
-               Observation::scratch_bytes(limits, n_threads_);
+    OpsBytes ops_bytes(const OpsLimits& limits) const override {
+        return {CpuOps::angle_bytes(limits) + CpuOps::sum_bytes(limits) +
+                    Linear::scratch_bytes(n_threads_, limits.n_batch, limits.n_in_max) +
+                    Attention::scratch_bytes(limits, n_threads_) + TopK::scratch_bytes(limits, n_threads_) +
+                    Observation::scratch_bytes(limits, n_threads_),
+                0, 0};
     }
 
    private:

@@ -62,15 +62,16 @@ Kernel aligned_kernel(int head_dim, bool wide) {
     }
 }
 
-bool is_aligned(const KvView& kv) {
+bool is_aligned(const KvView& kv, const RowTile& tile) {
     const bool has_kernel =
         kv.head_dim == 64 || kv.head_dim == 80 || kv.head_dim == 96 || kv.head_dim == 128 || kv.head_dim == 256;
-    const auto bits = reinterpret_cast<uintptr_t>(kv.dom) | reinterpret_cast<uintptr_t>(kv.rest);
+    const auto bits = reinterpret_cast<uintptr_t>(kv.dom) | reinterpret_cast<uintptr_t>(kv.rest) |
+                      reinterpret_cast<uintptr_t>(tile.rest);
     return has_kernel && kv.n_dom % 8 == 0 && bits % 16 == 0;
 }
 
-Kernel choose(const KvView& kv, const PrefillTuning& tuning) {
-    if (is_aligned(kv) && !tuning.unaligned) return aligned_kernel(kv.head_dim, tuning.wide);
+Kernel choose(const KvView& kv, const RowTile& tile, const PrefillTuning& tuning) {
+    if (is_aligned(kv, tile) && !tuning.unaligned) return aligned_kernel(kv.head_dim, tuning.wide);
     if (kv.head_dim <= 64) return narrow_kernel<64, false>();
     if (kv.head_dim <= 128) return narrow_kernel<128, false>();
     if (kv.head_dim <= 256) return narrow_256_kernel<false>();
@@ -117,14 +118,14 @@ void attend_prefill(float* y, const float* q, int n_head, float scale, const KvV
                     int32_t n_pos_max, const PrefillRange& range, const PrefillScratch& scratch,
                     const PrefillTuning& tuning, cudaStream_t stream) {
     require(n_head, scale, kv, range);
-    const Kernel kernel = choose(kv, tuning);
+    const Kernel kernel = choose(kv, range.tile, tuning);
     const int group = n_head / kv.n_head_kv;
     const int32_t n_tiles = (n * group + kernel.n_rows - 1) / kernel.n_rows;
     const int32_t k_end = std::min(range.k_end, n_pos_max);
     const int n_chunks = std::max(0, (k_end - range.k_first + prefill_chunk - 1) / prefill_chunk);
     constexpr float log2_e = 1.44269504088896341f;
-    PrefillArgs args = {q,           y,     scratch.stats, step,  kv,           scale * log2_e, n,
-                        n_head,      group, range.k_first, k_end, range.origin, false,          range.resume,
+    PrefillArgs args = {q,           y,     scratch.stats, step,  kv,         scale * log2_e, n,
+                        n_head,      group, range.k_first, k_end, range.tile, false,          range.resume,
                         range.finish};
     Launch how = {kernel.name, dim3(static_cast<unsigned>(n_tiles), static_cast<unsigned>(kv.n_head_kv)),
                   dim3(static_cast<unsigned>(kernel.n_threads)), kernel.shared_bytes, stream};

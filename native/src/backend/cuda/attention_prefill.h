@@ -14,11 +14,17 @@ namespace fasa::cuda {
 // worked on one after the other, at once, or in several calls, changes a bit of its result.
 inline constexpr int32_t prefill_chunk = 4096;
 
+// Rows of one sequence's cache, of every KV head those of the same positions, that lie elsewhere than in the cache.
+struct RowTile {
+    const uint16_t* rest = nullptr;  // [n_head_kv][n_pos][row_values]; nullptr: no rows do
+    int32_t first = 0, n_pos = 0;    // the position of a head's row 0, and rows from head to head
+};
+
 // Which positions a call looks at, and what it begins and ends with. The default is plain attention.
 struct PrefillRange {
     int32_t k_first = 0;        // a multiple of prefill_chunk
     int32_t k_end = INT32_MAX;  // a multiple too, unless no later call goes on from here
-    int32_t origin = 0;         // the position that lies in row 0 of the planes of every KV head (0: whole cache)
+    RowTile tile = {};          // the rows of these positions, if they are not to be read from the cache
     bool resume = false;        // go on from the state that an earlier call left
     bool finish = true;         // write y; else leave the state: weighted values in y, the rest in scratch
 };

@@ -21,7 +21,8 @@ struct PrefillArgs {
     KvView kv;
     float scale;  // of scores, log2(e) included
     int32_t n, n_head, group;
-    int32_t k_first, k_end, origin;
+    int32_t k_first, k_end;
+    RowTile tile;
     bool parts;  // block z works on chunk z alone and leaves its state; else a block goes through all
     bool resume, finish;
 };

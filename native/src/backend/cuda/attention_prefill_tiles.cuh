@@ -35,8 +35,11 @@ struct TileLayout {
 // The planes of one KV head, from position 0 on; head_dim is args.kv.head_dim, or the same as a constant.
 __device__ __forceinline__ KvHead cache_of(const PrefillArgs& args, int32_t seq, int head_kv, int head_dim) {
     const KvView& kv = args.kv;
-    const int64_t row = (int64_t{seq} * kv.n_head_kv + head_kv) * kv.n_ctx - args.origin;
-    return {kv.dom + row * kv.n_dom, kv.rest + row * (2 * head_dim - kv.n_dom), kv.n_dom, head_dim};
+    const RowTile& tile = args.tile;
+    const int64_t row = (int64_t{seq} * kv.n_head_kv + head_kv) * kv.n_ctx;
+    const int64_t rest_row = tile.rest ? int64_t{head_kv} * tile.n_pos - tile.first : row;
+    return {kv.dom + row * kv.n_dom, (tile.rest ? tile.rest : kv.rest) + rest_row * (2 * head_dim - kv.n_dom), kv.n_dom,
+            head_dim};
 }
 
 // Where dims [dim, dim + 2) of a key or a value lie at position 0, and the halves from one position to the next.

@@ -59,12 +59,16 @@ class CudaDevice final : public Device {
         check(cudaMemcpy(to, from, n_bytes, cudaMemcpyDefault), "copying between host and device");
     }
 
+    bool has_own_memory() const override { return true; }
+
     uint64_t memory_available() const override {
         use();
         size_t free = 0, total = 0;
         check(cudaMemGetInfo(&free, &total), "asking for the GPU's memory");
         return free;
     }
+
+    uint64_t system_bytes() const override { return 0; }
 
     size_t weight_bytes(const WeightView& w) const override {
         return static_cast<size_t>(w.n_out) * device_row_bytes(w.dtype, w.n_in);
@@ -84,7 +88,9 @@ class CudaDevice final : public Device {
         use();
         return std::make_unique<CudaOps>(limits, gpu_);
     }
-    size_t ops_bytes(const OpsLimits& limits) const override { return CudaOps::device_bytes(limits, gpu_); }
+    OpsBytes ops_bytes(const OpsLimits& limits) const override {
+        return {CudaOps::device_bytes(limits, gpu_), CudaOps::host_bytes(limits), 0};
+    }
 
    private:
     void use() const { check(cudaSetDevice(gpu_.index), "choosing the GPU"); }

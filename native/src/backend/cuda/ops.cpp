@@ -40,6 +40,7 @@ CudaOps::Memory CudaOps::Memory::take(Arena& arena, const OpsLimits& limits, con
     m.attention = AttentionDecode::Scratch::take(arena, gpu.n_sm, limits.head_dim);
     m.best = AttendBest::Scratch::take(arena);
     m.prefill = PrefillScratch::take(arena, limits);
+    m.host_rows = HostRows::Memory::take(arena, limits);
     m.linear = arena.take<uint8_t>(LinearPrefill::scratch_bytes(linear_limits(limits)));
     m.rank = RankScratch::take(arena, limits.n_head, limits.n_ctx);
     m.observe = ObserveScratch::take(arena, limits);
@@ -73,6 +74,7 @@ CudaOps::CudaOps(const OpsLimits& limits, const GpuInfo& gpu)
       best_({gpu.n_sm, gpu.shared_bytes}, memory_.best),
       tuning_(PrefillTuning::of_device()),
       linear_(linear_limits(limits), memory_.linear) {
+    if (limits.host_row_values > 0) host_rows_.emplace(memory_.host_rows);
     check(cudaMemsetAsync(device_memory_.data(), 0, device_memory_.n_bytes(), stream_.get()), "clearing the workspace");
     memory_.rank.clear(limits.n_head, stream_.get());
     stream_.wait();
@@ -121,6 +123,11 @@ void CudaOps::run(uint64_t key, const std::function<void()>& body) {
 void CudaOps::wait() {
     use_gpu();
     stream_.wait();
+    if (host_rows_) host_rows_->wait();
+}
+
+void CudaOps::see_rows(const KvView& kv) const {
+    if (kv.host_layer >= 0 && !keeping_) host_rows_->settle(stream_.get());
 }
 
 const void* CudaOps::read(const void* x, size_t n_bytes) {
@@ -162,15 +169,26 @@ void CudaOps::linear_glu(const LinearOut& gate, const LinearOut& up, const Linea
 void CudaOps::rope_store(float* q, const float* k, const float* v, int n_head, const HeadNorm& norm, const KvView& kv,
                          Rows rows) {
     if (kv.is_coded()) fail(FASA_ERROR_UNSUPPORTED, "k_dom int8 and q4 are for the CPU only: take f16");
-    cuda::rope_store(q, k, v, n_head, batch_.rope, norm, kv, &memory_.input->step, rows.n, stream_.get());
+    const bool staged = kv.host_layer >= 0 && rows.n > n_decode_max;
+    uint16_t* rest = staged ? host_rows_->stage(stream_.get()) : nullptr;
+    cuda::rope_store(q, k, v, n_head, batch_.rope, norm, kv, &memory_.input->step, rows.n, stream_.get(), rest);
+    if (staged) host_rows_->send(kv, rows, stream_.get());
 }
 
 void CudaOps::attend_dense(float* y, const float* q, int n_head, float scale, const KvView& kv, Rows rows) {
     const Step* step = &memory_.input->step;
     if (rows.n <= n_decode_max) {
         attention_.dense(y, q, n_head, scale, kv, step, rows.n, n_pos_max_, stream_.get());
+        return;
+    }
+    const auto attend = [&](const PrefillRange& range) {
+        attend_prefill(y, q, n_head, scale, kv, step, rows.n, n_pos_max_, range, memory_.prefill, tuning_,
+                       stream_.get());
+    };
+    if (kv.host_layer >= 0) {
+        host_rows_->for_each_tile(kv, rows, stream_.get(), attend);
     } else {
-        attend_prefill(y, q, n_head, scale, kv, step, rows.n, n_pos_max_, {}, memory_.prefill, tuning_, stream_.get());
+        attend({});
     }
 }
 
@@ -188,6 +206,7 @@ Past CudaOps::past(int32_t seq, int32_t n_pos) const {
 void CudaOps::token_scores(float* scores, const SetQueries& queries, const KvView& kv, int32_t seq, int32_t n_pos,
                            bool whole_key, const Budget* next) {
     const Past p = past(seq, n_pos);
+    if (whole_key) see_rows(kv);
     counted_.reset();
     CountFor count;
     if (next) {
@@ -213,6 +232,7 @@ void CudaOps::attend_best(float* y, const float* q, int n_head, float scale, con
 
 void CudaOps::attention_mass(float* mass, int n_set, const float* q, int n_head, float scale, const KvView& kv,
                              Rows rows) {
+    see_rows(kv);
     cuda::attention_mass(mass, n_set, q, n_head, scale, kv, rows, memory_.observe, stream_.get());
 }
 
@@ -223,10 +243,12 @@ void CudaOps::selected_mass(float* mass, const float* q, int n_head, float scale
 
 void CudaOps::page_bounds(uint16_t* bounds, const KvView& kv, int32_t seq, int32_t page, int32_t first_page,
                           int32_t n_pos, PageBounds kind) {
+    see_rows(kv);
     cuda::page_bounds(bounds, kv, past(seq, n_pos), page, first_page, kind, stream_.get());
 }
 
 void CudaOps::key_similarity(float* similarity, const KvView& kv, int32_t seq, int32_t n_pos) {
+    see_rows(kv);
     cuda::key_similarity(similarity, kv, past(seq, n_pos), memory_.observe, stream_.get());
 }
 

@@ -9,6 +9,7 @@
 #include "backend/cuda/attend_best.h"
 #include "backend/cuda/attention_decode.h"
 #include "backend/cuda/attention_prefill.h"
+#include "backend/cuda/host_rows.h"
 #include "backend/cuda/linear_decode.h"
 #include "backend/cuda/linear_prefill.h"
 #include "backend/cuda/observe.h"
@@ -69,6 +70,7 @@ class CudaOps final : public Ops {
         AttentionDecode::Scratch attention;
         AttendBest::Scratch best;
         PrefillScratch prefill;
+        HostRows::Memory host_rows;
         uint8_t* linear;
         RankScratch rank;
         ObserveScratch observe;
@@ -79,6 +81,8 @@ class CudaOps final : public Ops {
     static LinearPrefill::Limits linear_limits(const OpsLimits& limits);
 
     void send_input();
+    // Rows of the cache in host memory are read next.
+    void see_rows(const KvView& kv) const;
     void use_gpu() const;
     // The positions up to the row in progress while a step is kept; else those that the caller names.
     Past past(int32_t seq, int32_t n_pos) const;
@@ -94,6 +98,7 @@ class CudaOps final : public Ops {
     uint8_t* read_;  // what on_host shows
     AttentionDecode attention_;
     AttendBest best_;
+    std::optional<HostRows> host_rows_;
     PrefillTuning tuning_;
     LinearPrefill linear_;
     Batch batch_;

@@ -62,7 +62,7 @@ __device__ uint16_t half_bits(float x) { return __half_as_ushort(__float2half_rn
 // Row blockIdx.x; its heads, queries then keys then values, are dealt out to the warps of gridDim.y blocks. A warp has
 // all of a head in shared memory before it writes any of it, so that q may be permuted in place.
 __global__ void __launch_bounds__(n_warps * 32, 4)
-    rope_store_kernel(Heads heads, RopeView rope, HeadNorm norm, KvView kv, const Step* step) {
+    rope_store_kernel(Heads heads, RopeView rope, HeadNorm norm, KvView kv, uint16_t* apart, const Step* step) {
     FASA_DYNAMIC_SHARED(shared);  // n_rot angles, then a head a warp
     const int head_dim = kv.head_dim, n_head = heads.n_head, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     float* cos = reinterpret_cast<float*>(shared);
@@ -83,7 +83,8 @@ __global__ void __launch_bounds__(n_warps * 32, 4)
         const int h_kv = is_query ? h / (n_head / kv.n_head_kv) : h;
         const int16_t* order = kv.order ? kv.order + int64_t{h_kv} * head_dim : nullptr;
         const int64_t at = (int64_t{seq} * kv.n_head_kv + h_kv) * kv.n_ctx + pos;
-        uint16_t* rest = kv.rest + at * (2 * head_dim - kv.n_dom);
+        const int64_t rest_at = apart ? h_kv * int64_t{gridDim.x} + row : at;
+        uint16_t* rest = (apart ? apart : kv.rest) + rest_at * (2 * head_dim - kv.n_dom);
         const int64_t from = (row * (is_query ? n_head : kv.n_head_kv) + h) * head_dim;
 
         if (is_query) {
@@ -109,7 +110,7 @@ __global__ void __launch_bounds__(n_warps * 32, 4)
 }  // namespace
 
 void rope_store(float* q, const float* k, const float* v, int n_head, const RopeView& rope, const HeadNorm& norm,
-                const KvView& kv, const Step* step, int n, cudaStream_t stream) {
+                const KvView& kv, const Step* step, int n, cudaStream_t stream, uint16_t* rest) {
     // With few rows more blocks share the heads of each; with many, fewer blocks take the same angles.
     const int n_items = n_head + 2 * kv.n_head_kv;
     const unsigned n_shares = n >= 64 ? 1 : static_cast<unsigned>((n_items + n_warps - 1) / n_warps);
@@ -120,7 +121,7 @@ void rope_store(float* q, const float* k, const float* v, int n_head, const Rope
             .shared_bytes = n_shared,
             .stream = stream,
             .overlap = true},
-           rope_store_kernel, Heads{q, k, v, n_head}, rope, norm, kv, step);
+           rope_store_kernel, Heads{q, k, v, n_head}, rope, norm, kv, rest, step);
 }
 
 }  // namespace fasa::cuda
