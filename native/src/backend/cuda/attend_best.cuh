@@ -328,6 +328,7 @@ __global__ void __launch_bounds__(n_thread, head_dim < 256 ? 2 : 1) attend_best(
     const uint32_t dom_bytes = 2 * static_cast<uint32_t>(keys.n_dom),
                    rest_bytes = 2 * static_cast<uint32_t>(keys.row_values);
     const cluster::Chosen chosen = cluster::choose(shared, ranked, scale, share, [&](int32_t pos) {
+        if (task.attend.kv.host_layer >= 0) return;  // the L2 cache is for device memory
         ptx::prefetch(keys.rest + int64_t{pos} * keys.row_values, rest_bytes);
         ptx::prefetch(keys.dom + int64_t{pos} * keys.n_dom, dom_bytes);
     });
