@@ -65,12 +65,12 @@ class Chooser {
         cuda::topk(to, scores_.data(), n_ctx_, past(), budget_, scratch_, counted, stream_);
     }
     Selection selection() const { return {positions_.data(), count_.data(), n_set_, budget_.keep}; }
-    // All of a sparse layer, as one kernel.
-    bool attend_best(const cuda::AttendBest& op, int layer) const {
-        return op.run(
-            {cache_.y(), cache_.q(), cache_.scale(), queries_, cache_.layer(layer), past(), budget_, selection()},
-            stream_);
+    // What follows the scores in a sparse layer, as one kernel.
+    cuda::BestTask best(int layer) const {
+        return {cache_.y(),     cache_.q(),          cache_.scale(), queries_.n_head, n_set_,
+                scores_.data(), cache_.layer(layer), past(),         budget_,         selection()};
     }
+    void attend_best(const cuda::AttendBest& op, int layer) const { op.run(best(layer), stream_); }
     const float* scores() const { return scores_.data(); }
     int64_t n_scores() const { return int64_t{n_set_} * n_ctx_; }
 
@@ -113,18 +113,21 @@ class Selections {
     Array<int32_t> positions_, count_;
 };
 
-// The same as one kernel, by clusters of several sizes. Says how many selections the bins of scores did not suit.
+// The same in two kernels, by clusters of several sizes. Says how many selections the bins of scores did not suit.
 void measure_attend_best(Lab& lab, const Chooser& chooser, const ColdCache& cache, const std::string& at,
                          const Cost& cost) {
     for (int n_sm = lab.gpu.n_sm; n_sm >= lab.gpu.n_sm / 4; n_sm /= 2) {
         const Array<unsigned> n_slow(std::vector<unsigned>{0});
         const cuda::AttendBest op({n_sm, lab.gpu.shared_bytes}, {n_slow.data()});
-        if (!chooser.attend_best(op, 0)) {
+        if (!op.takes(chooser.best(0))) {
             std::printf("sparse layer %s: this GPU has no clusters\n", at.c_str());
             return;
         }
-        lab.bench.measure("sparse layer", at + ", one kernel on " + std::to_string(n_sm) + " multiprocessors", cost,
-                          cache.n_layers(), cache.y(), cache.row_values(), [&](int i) { chooser.attend_best(op, i); });
+        lab.bench.measure("sparse layer", at + ", two kernels on " + std::to_string(n_sm) + " multiprocessors", cost,
+                          cache.n_layers(), cache.y(), cache.row_values(), [&](int i) {
+                              chooser.score(i, false);
+                              chooser.attend_best(op, i);
+                          });
         unsigned slow = 0;
         cuda::check(cudaMemcpy(&slow, n_slow.data(), sizeof(slow), cudaMemcpyDeviceToHost), "reading a count");
         if (slow > 0) std::printf("    %u selections took the slow way\n", slow);

@@ -1,31 +1,24 @@
-// A sparse layer of decode in one kernel: a cluster of blocks takes a set, each block a share of its positions. It
-// scores them by the dominant plane, chooses with the other blocks (cluster_rank.cuh), attends to those chosen of its
-// own share, and merges with the others. Blocks speak with each other through shared memory alone, and only write to
-// one another, so that none has to wait for others to end.
+// Attention to the best-scored positions in one kernel: a cluster of blocks takes a set, each block a share of its
+// positions. It chooses with the other blocks (cluster_rank.cuh), attends to those chosen of its own share, and merges
+// with the others. Blocks speak with each other through shared memory alone, and only write to one another, so that
+// none has to wait for others to end.
 #pragma once
 
 #include "backend/cuda/attend_best.h"
 #include "backend/cuda/attention_decode_mma.cuh"
 #include "backend/cuda/cluster_rank.cuh"
-#include "backend/cuda/dominant_rows.cuh"
+#include "backend/cuda/keys.cuh"
 
 namespace fasa::cuda::best {
 
 using cluster::n_thread, cluster::n_warp;
 
 inline constexpr int max_group = 8;  // query heads of a set
-inline constexpr int n_step = 4;     // rows that a lane works on at a time
-inline constexpr int n_stage = 4;    // of a warp's ring of dominant rows
-inline constexpr int stage_bytes = n_step * 32 * 16;
-
-// Parts of a block's dynamic shared memory after cluster::Shared, in bytes from its beginning; 128-byte aligned.
-struct Layout {
-    uint32_t merge, mask, list, scores, ring, end;
-};
 
 struct Task {
     decode::Args attend;
-    SetQueries queries;
+    const float* scores;  // [n_set][n_ctx]
+    int n_set;
     Past past;
     Budget budget;
     Layout layout;
@@ -44,103 +37,36 @@ struct Merge {
           n_item((n_value / 4 + n_block - 1) / n_block) {}
 };
 
-// Scores of the block's share go to `scores`, counts of their bins to shared.counts.
-template <int lanes>
-class Scoring {
-   public:
-    static constexpr int rows_at_once = 32 / lanes, stage_rows = n_step * rows_at_once;
-
-    __device__ Scoring(const Task& task, const Keys& keys, const cluster::Share& share, uint8_t* ring)
-        : rows_(keys, threadIdx.x % lanes), task_(task), share_(share) {
-        ring_ = ring + threadIdx.x / 32 * n_stage * stage_bytes + threadIdx.x % 32 * 16;
+// The scores of the block's share come to `scores`, a sample of all to shared.sample, by the block. What lies behind
+// the last position are NaN.
+__device__ inline void load_scores(const float* from, float* scores, const cluster::Share& share, const Ranked& ranked,
+                                   float* sample) {
+    for (int i = 4 * threadIdx.x; i < share.n; i += 4 * n_thread) {
+        ptx::copy_async_16(scores + i, from + share.begin + i, share.begin + i < share.n_pos);
     }
-
-    // Before the kernel ahead has ended: what it does not write. Only the last position is new.
-    __device__ void prefetch(const Ranked& ranked) {
-        if (share_.n_pos < 2) ptx::wait_for_previous();
-        // A warp's part of the sample; a row more or less makes no difference.
-        const int first = threadIdx.x / 32 * (n_rank_sample / n_warp);
-        static_assert(n_rank_sample / n_warp == 8);
-#pragma unroll
-        for (int i = 0; i < n_sample; ++i) {
-            const int at = first + i * rows_at_once + threadIdx.x % 32 / lanes;
-            sample_[i] = rows_.load(min(ranked.sample(min(at, n_rank_sample - 1)), max(share_.n_pos - 2, 0)));
-        }
-#pragma unroll
-        for (int i = 0; i < n_stage; ++i) copy_next();
+    ptx::copy_async_commit();
+    if (threadIdx.x < n_rank_sample) {
+        sample[threadIdx.x] = from[min(ranked.sample(static_cast<int>(threadIdx.x)), share.n_pos - 1)];
     }
-
-    __device__ cluster::Scale find_scale(float expected_cut, float* sample) {
-        rows_.set_query(task_.queries, task_.attend.kv.head_dim, blockIdx.y, nullptr);
-        const int first = threadIdx.x / 32 * (n_rank_sample / n_warp), lane = threadIdx.x % 32;
-#pragma unroll
-        for (int i = 0; i < n_sample; ++i) {
-            float sum = rows_.dot(sample_[i]);
-#pragma unroll
-            for (int bit = 1; bit < lanes; bit *= 2) sum += __shfl_xor_sync(full_warp, sum, bit);
-            const int at = i * rows_at_once + lane / lanes;
-            if (lane % lanes == 0 && at < n_rank_sample / n_warp) sample[first + at] = sum;
-        }
-        __syncthreads();
-        return cluster::scale_for(sample, expected_cut);
+    ptx::copy_async_wait<0>();
+    __syncthreads();
+    if (share.begin + share.n <= share.n_pos) return;
+    for (int i = max(share.n_pos - share.begin, 0) + static_cast<int>(threadIdx.x); i < share.n; i += n_thread) {
+        scores[i] = NAN;
     }
+    __syncthreads();
+}
 
-    __device__ void run(float* scores, uint32_t* counts, const Ranked& ranked, const cluster::Scale& scale) {
-        const int lane = threadIdx.x % 32, part = lane % lanes;
-        int slot = 0;
-        for (int first = threadIdx.x / 32 * stage_rows; first < share_.n; first += n_warp * stage_rows) {
-            ptx::copy_async_wait<n_stage - 1>();
-            float sum[n_step];
-#pragma unroll
-            for (int i = 0; i < n_step; ++i) {
-                sum[i] = rows_.dot(*reinterpret_cast<const uint4*>(ring_ + slot * stage_bytes + i * 32 * 16));
-            }
-            copy_next();
-            slot = slot + 1 == n_stage ? 0 : slot + 1;
-            add_parts<lanes>(sum, lane);
-
-            constexpr int n_whole = n_step > lanes ? n_step / lanes : 1;
-#pragma unroll
-            for (int j = 0; j < n_whole; ++j) {
-                if (part >= n_step) continue;
-                const int row = row_of(first, j * lanes + part);
-                const int32_t pos = share_.begin + row;
-                scores[row] = pos < share_.n_pos ? sum[j] : NAN;
-                if (!ranked.holds(pos)) continue;
-                const int bin = cluster::bin_of(scale.place(sum[j]));
-                if (bin > 0) atomicAdd(&counts[bin], 1u);
-            }
-        }
+// Counts the ranked scores of the share by their bins.
+__device__ inline void count_scores(uint32_t* counts, const cluster::Share& share, const Ranked& ranked,
+                                    const cluster::Scale& scale) {
+    const int first = max(ranked.first - share.begin, 0), end = min(ranked.end - share.begin, share.n);
+#pragma unroll 4
+    for (int i = first + static_cast<int>(threadIdx.x); i < end; i += n_thread) {
+        const int bin = cluster::bin_of(scale.place(share.scores[i]));
+        if (bin > 0) atomicAdd(&counts[bin], 1u);
     }
-
-   private:
-    static constexpr int n_sample = (n_rank_sample / n_warp + rows_at_once - 1) / rows_at_once;
-
-    __device__ static int row_of(int first, int i) { return first + i * rows_at_once + threadIdx.x % 32 / lanes; }
-
-    // The warp's next stage, if there is one; ends a group of copies in any case.
-    __device__ void copy_next() {
-        const int first = (threadIdx.x / 32 + n_copied_ * n_warp) * stage_rows;
-        if (first < share_.n) {
-            uint8_t* to = ring_ + n_copied_ % n_stage * stage_bytes;
-            if (share_.begin + first + stage_rows >= share_.n_pos) ptx::wait_for_previous();
-#pragma unroll
-            for (int i = 0; i < n_step; ++i) {
-                const int32_t pos = share_.begin + row_of(first, i);
-                ptx::copy_async_16(to + i * 32 * 16, rows_.at(pos), rows_.has_dims && pos < share_.n_pos);
-            }
-            ++n_copied_;
-        }
-        ptx::copy_async_commit();
-    }
-
-    DominantRows<lanes> rows_;
-    const Task& task_;
-    const cluster::Share& share_;
-    uint8_t* ring_;  // this lane's words
-    uint4 sample_[n_sample];
-    int n_copied_ = 0;
-};
+}
 
 // The chosen positions of the block's share, ascending: their numbers in the share to list, and they themselves to the
 // selection, of which n_before lie in blocks before this one. Returns how many they are.
@@ -286,12 +212,12 @@ __device__ void merge_all(const Task& task, const decode::Unit& u, const Merge& 
     }
 }
 
-template <int head_dim, int lanes>
+template <int head_dim>
 __global__ void __launch_bounds__(n_thread, head_dim < 256 ? 2 : 1) attend_best(const Task task) {
     FASA_DYNAMIC_SHARED(memory);
     const Layout& at = task.layout;
     cluster::Shared& shared = *reinterpret_cast<cluster::Shared*>(memory);
-    uint8_t* const ring = memory + at.ring;
+    uint8_t* const slots = memory + at.slots;
     uint16_t* const list = reinterpret_cast<uint16_t*>(memory + at.list);
     float* const scores = reinterpret_cast<float*>(memory + at.scores);
     const int set = blockIdx.y;
@@ -300,9 +226,7 @@ __global__ void __launch_bounds__(n_thread, head_dim < 256 ? 2 : 1) attend_best(
     ptx::cluster_arrive();
     const int32_t n_pos = n_past(task.past);
     const Ranked ranked(task.budget, n_pos);
-    constexpr int32_t step = Scoring<lanes>::stage_rows > 32 ? Scoring<lanes>::stage_rows : 32;
-    const int32_t n_share =
-        (n_pos + static_cast<int32_t>(n_block) * step - 1) / (static_cast<int32_t>(n_block) * step) * step;
+    const int32_t all = static_cast<int32_t>(n_block) * 32, n_share = (n_pos + all - 1) / all * 32;
     const cluster::Share share = {scores,
                                   reinterpret_cast<uint32_t*>(memory + at.mask),
                                   n_share * static_cast<int32_t>(rank),
@@ -310,18 +234,16 @@ __global__ void __launch_bounds__(n_thread, head_dim < 256 ? 2 : 1) attend_best(
                                   n_pos,
                                   rank,
                                   n_block};
-    const Keys keys(task.attend.kv, seq_of(task.past), set, task.queries.n_set);
+    const Keys keys(task.attend.kv, seq_of(task.past), set, task.n_set);
 
-    Scoring<lanes> scoring(task, keys, share, ring);
-    scoring.prefetch(ranked);
-    ptx::start_next();
     shared.counts[threadIdx.x] = 0;
     if (threadIdx.x == 0) shared.n_open = shared.n_open_before = 0;
     const float expected_cut = cluster::expected_cut(ranked);
+    ptx::start_next();
     ptx::wait_for_previous();
-    const cluster::Scale scale = scoring.find_scale(expected_cut, shared.sample);
-    scoring.run(scores, shared.counts, ranked, scale);
-    ptx::copy_async_wait<0>();
+    load_scores(task.scores + set * int64_t{task.attend.kv.n_ctx}, scores, share, ranked, shared.sample);
+    const cluster::Scale scale = cluster::scale_for(shared.sample, expected_cut);
+    count_scores(shared.counts, share, ranked, scale);
     __syncthreads();
     ptx::cluster_wait();  // all blocks run: their shared memory is there
 
@@ -346,9 +268,9 @@ __global__ void __launch_bounds__(n_thread, head_dim < 256 ? 2 : 1) attend_best(
     u.n_pos = u.n_pos_all = n_listed;
     u.list = positions;
     SoftmaxState* const state = reinterpret_cast<SoftmaxState*>(shared.open);  // [n_slot][max_group]
-    const int n_active = attend_listed<head_dim>(task, u, keys, list, share.begin, ring, state);
+    const int n_active = attend_listed<head_dim>(task, u, keys, list, share.begin, slots, state);
     const Merge merge(memory + at.merge, u.n * head_dim, static_cast<int>(n_block));
-    merge_all<head_dim>(task, u, merge, state, ring, n_active, rank, n_block);
+    merge_all<head_dim>(task, u, merge, state, slots, n_active, rank, n_block);
 }
 
 }  // namespace fasa::cuda::best

@@ -221,9 +221,11 @@ void CudaOps::topk(const float* scores, int32_t n_pos, const Budget& budget, Sel
 
 void CudaOps::attend_best(float* y, const float* q, int n_head, float scale, const KvView& kv, int32_t seq,
                           int32_t n_pos, const Ranking& ranking, Selection& selection) {
-    if (!ranking.whole_key &&
-        best_.run({y, q, scale, ranking.queries, kv, past(seq, n_pos), ranking.budget, selection}, stream_.get())) {
-        return;
+    const BestTask task = {
+        y, q, scale, n_head, ranking.queries.n_set, ranking.scores, kv, past(seq, n_pos), ranking.budget, selection};
+    if (best_.takes(task)) {
+        token_scores(ranking.scores, ranking.queries, kv, seq, n_pos, ranking.whole_key, nullptr);
+        return best_.run(task, stream_.get());
     }
     Ops::attend_best(y, q, n_head, scale, kv, seq, n_pos, ranking, selection);
 }
