@@ -116,7 +116,7 @@ step_models() {
 step_python() {
     have_modules numpy cffi pytest gguf || return "$skipped"
     export_package
-    FASA_TEST_DEVICE=cuda "$python" -m pytest -c pyproject.toml -p no:cacheprovider -q tests/python
+    "$python" -m pytest -c pyproject.toml -p no:cacheprovider -q -m gpu tests/python
 }
 
 # Runs the sanitizer given on tests by name, several processes at a time: the references are computed on the CPU.
@@ -158,12 +158,16 @@ step_sanitize() {
         echo "no test is called like $sanitize"
         return 1
     }
+    # racecheck cannot run the kernels of cuBLAS on an H200 ("The Sanitizer failed to handle a hardware exception"), so
+    # that the tests which call cuBLAS are for memcheck alone.
+    local without_cublas
+    mapfile -t without_cublas < <(printf '%s\n' "${names[@]}" | grep -v '^cuda_prefill_')
     local memcheck=clean racecheck=clean
     sanitized memcheck "${names[@]}" || memcheck='NOT CLEAN or out of time'
-    sanitized racecheck "${names[@]}" || racecheck='NOT CLEAN or out of time'
+    ((${#without_cublas[@]} == 0)) || sanitized racecheck "${without_cublas[@]}" || racecheck='NOT CLEAN or out of time'
     # Hazards that are warnings leave the exit code alone.
     if grep -qE 'SUMMARY: [1-9]' "$out/sanitize.log"; then racecheck+=', with findings'; fi
-    echo "${#names[@]} tests: memcheck $memcheck, racecheck $racecheck"
+    echo "memcheck $memcheck (${#names[@]} tests), racecheck $racecheck (${#without_cublas[@]})"
     [[ $memcheck$racecheck == cleanclean ]]
 }
 

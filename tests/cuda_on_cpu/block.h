@@ -26,6 +26,7 @@ struct Kernel {
     bool overlap = false;
     unsigned cluster = 1;        // blocks, neighbours in x
     std::function<void()> body;  // of one thread
+    bool takes_host_address = false;
 };
 
 // Whether any GPU has such a grid, such blocks and so much shared memory.

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from devices import each_device
 from engine import Engine, Table
 from tiny_models import TinyModel, write
 
-DEVICE = os.environ.get("FASA_TEST_DEVICE", "cpu")
+pytestmark = each_device
 
 N_PROMPT, N_STEPS = 60, 5
 TOKENS = [(7 * i * i + 3 * i) % 131 for i in range(4 * N_PROMPT)]
@@ -134,18 +134,18 @@ def test_other_methods_set_later(llama: tuple[Path, TinyModel]) -> None:
 
 
 @pytest.mark.parametrize("method", ["sparse", "a dense layer"])
-def test_the_plan_knows_where_rows_lie(llama: tuple[Path, TinyModel], method: str) -> None:
+def test_the_plan_knows_where_rows_lie(llama: tuple[Path, TinyModel], method: str, device: str) -> None:
     m, plans = llama[1], {}
     for kv in ("device", "split"):
         with open_engine(llama, METHODS[method], kv, n_seq=2) as engine:
             plans[kv] = engine.plan()
     n_split = m.n_layer - METHODS[method]["dense_layers"]
     rows = 2 * m.n_head_kv * 256 * n_split * 2 * (2 * m.head_dim - 2 * FASA["n_tip"])
-    device, split = plans["device"], plans["split"]
-    assert device.kv_device_bytes + device.kv_host_bytes == split.kv_device_bytes + split.kv_host_bytes
-    if DEVICE == "cuda":
-        assert (device.kv_host_bytes, split.kv_host_bytes) == (0, rows)
-        assert split.kv_device_bytes >= split.kv_dom_bytes == device.kv_dom_bytes
+    whole, split = plans["device"], plans["split"]
+    assert whole.kv_device_bytes + whole.kv_host_bytes == split.kv_device_bytes + split.kv_host_bytes
+    if device == "cuda":
+        assert (whole.kv_host_bytes, split.kv_host_bytes) == (0, rows)
+        assert split.kv_device_bytes >= split.kv_dom_bytes == whole.kv_dom_bytes
         assert split.host_bytes == split.kv_host_bytes + split.scratch_host_bytes
     else:
         assert split.kv_device_bytes == 0

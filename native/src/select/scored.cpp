@@ -14,7 +14,7 @@ int32_t ScoredSelector::rank(const Step& step, Ranking& ranking) {
 void ScoredSelector::select(const Step& step, Selection& out) {
     ops_.token_scores(scratch_.scores, queries(step), step.kv, step.seq, step.n_pos, !reads_dominant_only(step),
                       nullptr);
-    average_pages(scratch_.scores, n_set_, shape_.n_ctx, config_.page, step.n_pos);
+    ops_.average_pages(scratch_.scores, n_set_, config_.page, step.n_pos);
     out.n_set = n_set_;
     choose_pages(scratch_.scores, config_.page, config_, step, ops_, out);
 }
