@@ -24,7 +24,7 @@ inline constexpr float scale = 0.35f;
 
 inline std::unique_ptr<Device> make_device() {
 #if FASA_LAB_ON_CUDA
-    return make_cuda_device(0, 2);
+    return make_cuda_device(0, 2, 0);
 #else
     return make_cpu_device(2);
 #endif

@@ -21,6 +21,7 @@ struct OpsLimits {
     int n_ctx;
     int64_t n_weight_max = 0;     // values of the largest matrix; 0: unknown
     int32_t host_row_values = 0;  // values of a row of the KV cache in host memory; 0: none lie there
+    int n_layer = 0;              // of the model, for runs that are kept; 0: none are
 };
 
 // What ops take.
@@ -41,6 +42,11 @@ class Ops {
     // of the same key comes: so body must call the same ops with the same arguments, rows apart, whenever it has that
     // key. Key 0: never kept.
     virtual void run(uint64_t key, const std::function<void()>& body) = 0;
+    // Keeps what body calls for the begun batch, unless it is kept already, without doing it. A later run of this key
+    // then finds it. Where nothing is ever kept, nothing happens.
+    virtual void keep(uint64_t key, const std::function<void()>& body) = 0;
+    // What is kept of a run serves batches whose n_pos_max is greater too, up to this.
+    virtual int32_t last_length(int32_t n_pos_max) const = 0;
     // Forgets what was kept of runs.
     virtual void forget_runs() = 0;
     // Returns when everything asked for is done.
@@ -53,6 +59,8 @@ class Ops {
 
     // x[i] = row token[i] of w for the tokens of the batch. x [n][n_embd]
     virtual void embed(float* x, const WeightView& w) = 0;
+    // Does what has to be done once for a matrix of `linear`, which else its first product does.
+    virtual void prepare(const WeightView& w) = 0;
     // Products that share their input of n rows: y = x wᵀ (+ bias) (+ y).
     virtual void linear(const LinearOut* out, int n_products, const LinearIn& in, int n) = 0;
     // gate.y = silu(gate) * up, products of the same input. up.y may be written too.
@@ -116,10 +124,10 @@ class Device {
     virtual void copy(void* to, const void* from, size_t n_bytes) const = 0;
     // Whether `buffer` is memory apart from the host's.
     virtual bool has_own_memory() const = 0;
-    // Bytes that can be taken by buffer now.
-    virtual uint64_t memory_available() const = 0;
-    // Bytes of its memory that the device itself needs, outside all buffers. They count as taken.
+    // Bytes that the device itself needs of its memory, outside all buffers.
     virtual uint64_t system_bytes() const = 0;
+    // Bytes that there are now for new buffers and for system_bytes, together.
+    virtual uint64_t memory_available() const = 0;
     // Bytes that a matrix takes on the device; 0: it is used where it lies.
     virtual size_t weight_bytes(const WeightView& w) const = 0;
     // Puts matrices of the file on a device that does not use them where they lie; their views are then for ops. Calls
@@ -136,10 +144,15 @@ class Device {
 
 std::unique_ptr<Device> make_cpu_device(int n_threads);
 #if FASA_HAS_CUDA
-// Whether a GPU is visible; if not, why, in `reason`.
-bool cuda_visible(std::string* reason);
-// Throws ARGUMENT for an index that is not there, DEVICE when the GPU cannot be used.
-std::unique_ptr<Device> make_cuda_device(int index, int n_threads);
+// How many GPUs can be seen; when none, why, in `reason`.
+int n_visible_gpus(std::string* reason);
+// Throws ARGUMENT for an index that is not there, DEVICE.
+fasa_gpu_info describe_gpu(int index);
+// memory_max: bytes of its memory that may be taken, 0: all that is free. Throws ARGUMENT for an index that is not
+// there, DEVICE when the GPU cannot be used.
+std::unique_ptr<Device> make_cuda_device(int index, int n_threads, uint64_t memory_max);
+// A GPU with so much memory that is not there: for plans only.
+std::unique_ptr<Device> make_assumed_gpu(int n_threads, uint64_t memory);
 #endif
 
 }  // namespace fasa

@@ -18,6 +18,8 @@ using Clock = std::chrono::steady_clock;
 double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
 fasa_plan checked_plan(const Model& model, const ContextConfig& config) {
+    if (model.plan_only)
+        fail(FASA_ERROR_ARGUMENT, "the model was loaded for plans only: no context can be made with it");
     const fasa_plan plan = make_plan(model, config);
     check_plan(plan);
     return plan;
@@ -124,6 +126,30 @@ Context::Context(std::shared_ptr<const Model> model, const fasa_context_params& 
     logits_ = host.logits;
     history_ = host.history;
     make_sparsity();
+    for_each_matrix(*model_, [&](const WeightView& w) { ops_->prepare(w); });
+    keep_runs();
+}
+
+// Decode steps of all lengths, sparse and dense, so that none has to be recorded while generating, which would take
+// time and memory then: a few milliseconds each on a GPU, for two to nine lengths of either kind.
+void Context::keep_runs() {
+    prefilling_ = false;
+    const int32_t token = 0;
+    const auto keep = [&](int32_t n_pos) {
+        const Rows rows{0, n_pos - 1, 1};
+        ops_->begin({rows, &token, n_pos, model_->rope_view()});
+        ops_->keep(run_key(rows), [&] { step(rows); });
+    };
+    for (int32_t n_pos = 1, last; n_pos <= config_.n_ctx; n_pos = last + 1) {
+        last = ops_->last_length(n_pos);
+        keep(n_pos);
+        keep(last);  // steps become sparse somewhere between
+    }
+}
+
+void Context::step(Rows rows) {
+    forward(*model_, *ops_, kv_, activations_, rows, *hook_, *poll_);
+    output_logits(*model_, *ops_, activations_, 0, 1, logits_);
 }
 
 void Context::make_sparsity() {
@@ -149,6 +175,7 @@ void Context::set_method(const fasa_method_params& params) {
     }
     sparsity_->counts = counts;
     ops_->forget_runs();
+    keep_runs();
 }
 
 fasa_stats Context::stats() const {
@@ -244,8 +271,8 @@ void Context::run_batch(int32_t seq, std::span<const int32_t> tokens) {
     try {
         ops_->begin({rows, tokens.data(), pos0 + n, model_->rope_view()});
         ops_->run(run_key(rows), [&] {
+            if (!prefilling_) return step(rows);
             forward(*model_, *ops_, kv_, activations_, rows, *hook_, *poll_);
-            if (!prefilling_) output_logits(*model_, *ops_, activations_, 0, 1, logits_);
         });
         ops_->wait();
     } catch (...) {

@@ -65,6 +65,9 @@ class Context {
     void check_tokens(int32_t seq, std::span<const int32_t> tokens) const;
     // Runs one batch and appends it to its sequence. The hidden states stay in activations_.x.
     void run_batch(int32_t seq, std::span<const int32_t> tokens);
+    // One token and its logits.
+    void step(Rows rows);
+    void keep_runs();
     void abandon();
     // What tells kept runs apart; 0: not to be kept.
     uint64_t run_key(Rows rows) const;

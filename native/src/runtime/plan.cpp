@@ -47,7 +47,7 @@ struct Available {
 
     explicit Available(const Model& model) {
         const Device& d = *model.device;
-        if (d.has_own_memory()) device = d.memory_available() + d.system_bytes() + model.memory.n_bytes();
+        if (d.has_own_memory()) device = d.memory_available() + model.memory.n_bytes();
     }
     bool suffices(const fasa_plan& p) const { return p.device_bytes <= device && p.host_bytes <= host; }
 };
@@ -86,12 +86,13 @@ OpsLimits ops_limits(const Hparams& h, const ContextConfig& config) {
             h.head_dim,
             config.n_ctx,
             n_in_max * n_out_max,
-            kv_shape(h, config).host_row_values()};
+            kv_shape(h, config).host_row_values(),
+            h.n_layer};
 }
 
 KvShape kv_shape(const Hparams& h, const ContextConfig& config) {
-    return {h.n_layer,    h.n_head_kv,  h.head_dim,     config.n_ctx,
-            config.n_seq, config.n_dom, config.n_dense, config.dom_type, config.host_rest};
+    return {h.n_layer,    h.n_head_kv,    h.head_dim,      config.n_ctx,    config.n_seq,
+            config.n_dom, config.n_dense, config.dom_type, config.host_rest};
 }
 
 DeviceScratch device_scratch(const Model& model, const ContextConfig& config, void* base) {

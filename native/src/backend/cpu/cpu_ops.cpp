@@ -66,12 +66,15 @@ class CpuOps final : public Ops {
     }
 
     void run(uint64_t, const std::function<void()>& body) override { body(); }
+    void keep(uint64_t, const std::function<void()>&) override {}
+    int32_t last_length(int32_t) const override { return n_ctx_; }
     void forget_runs() override {}
     void wait() override {}
     const float* on_host(const float* x, int64_t) override { return x; }
     const int32_t* on_host(const int32_t* x, int64_t) override { return x; }
     void copy(float* to, const float* from, int64_t n) override { std::copy_n(from, n, to); }
 
+    void prepare(const WeightView&) override {}
     void embed(float* x, const WeightView& w) override {
         team_.run(batch_.rows.n, [&](int64_t i, int) {
             const auto* row = static_cast<const uint8_t*>(w.data) + static_cast<size_t>(batch_.tokens[i]) * w.row_bytes;
@@ -242,8 +245,8 @@ class CpuDevice final : public Device {
         if (n_bytes > 0) std::memcpy(to, from, n_bytes);
     }
     bool has_own_memory() const override { return false; }
-    uint64_t memory_available() const override { return fasa::memory_available(); }
     uint64_t system_bytes() const override { return 0; }
+    uint64_t memory_available() const override { return fasa::memory_available(); }
     size_t weight_bytes(const WeightView&) const override { return 0; }
     void upload(std::span<const Upload>, const std::function<void(size_t)>&) const override {}
     std::unique_ptr<Ops> make_ops(const OpsLimits& limits) const override {

@@ -10,6 +10,7 @@
 #include "backend/cuda/position.h"
 #include "backend/cuda/quantize.h"
 #include "backend/cuda/scores.h"
+#include "backend/cuda/system.h"
 #include "backend/cuda/weights.h"
 
 namespace fasa::cuda {
@@ -21,6 +22,16 @@ constexpr int32_t least_bound = 1024;  // of the positions that a kept run serve
 int32_t bound_of(int32_t n_pos, int32_t n_ctx) {
     const uint32_t bound = std::bit_ceil(static_cast<uint32_t>(std::max(n_pos, least_bound)));
     return static_cast<int32_t>(std::min<uint32_t>(bound, static_cast<uint32_t>(n_ctx)));
+}
+
+// A sparse and a dense step for every bound.
+uint64_t run_bytes(const OpsLimits& limits) {
+    if (limits.n_layer == 0) return 0;
+    int n_bounds = 1;
+    for (int32_t bound = bound_of(1, limits.n_ctx); bound < limits.n_ctx; bound = bound_of(bound + 1, limits.n_ctx)) {
+        ++n_bounds;
+    }
+    return 2 * n_bounds * (graph_bytes + graph_node_bytes * CudaOps::n_launches_max(limits.n_layer));
 }
 
 }  // namespace
@@ -59,10 +70,15 @@ size_t CudaOps::host_bytes(const OpsLimits& limits) {
     return (input_bytes(limits) + 63) / 64 * 64 + sizeof(float) * static_cast<size_t>(n_read);
 }
 
-CudaOps::CudaOps(const OpsLimits& limits, const GpuInfo& gpu)
+OpsBytes CudaOps::n_bytes(const OpsLimits& limits, const GpuInfo& gpu) {
+    return {device_bytes(limits, gpu), host_bytes(limits), run_bytes(limits)};
+}
+
+CudaOps::CudaOps(const OpsLimits& limits, const GpuInfo& gpu, std::shared_ptr<Account> account)
     : limits_(limits),
       gpu_(gpu),
-      device_memory_(device_bytes(limits, gpu), "workspace of the ops"),
+      run_memory_(account, run_bytes(limits), "graphs of decode steps"),
+      device_memory_(device_bytes(limits, gpu), "workspace of the ops", std::move(account)),
       host_memory_(host_bytes(limits), "input of the ops"),
       memory_([&] {
           Arena arena(device_memory_.data());
@@ -95,28 +111,35 @@ void CudaOps::send_input() {
     check(cudaMemcpyAsync(memory_.input, input_, n_bytes, cudaMemcpyHostToDevice, stream_.get()), "sending a batch");
 }
 
-void CudaOps::run(uint64_t key, const std::function<void()>& body) {
-    if (key == 0) {
-        n_pos_max_ = batch_.n_pos_max;
-        send_input();
-        return body();
-    }
-    n_pos_max_ = bound_of(batch_.n_pos_max, limits_.n_ctx);
-    Graph& kept = runs_[{key, n_pos_max_}];
-    if (!kept) {
-        keeping_ = true;
-        try {
-            kept = Graph(stream_, [&] {
-                send_input();
-                body();
-            });
-        } catch (...) {
-            keeping_ = false;
-            throw;
-        }
+int32_t CudaOps::last_length(int32_t n_pos_max) const { return bound_of(n_pos_max, limits_.n_ctx); }
+
+const Graph& CudaOps::kept(uint64_t key, const std::function<void()>& body) {
+    n_pos_max_ = last_length(batch_.n_pos_max);
+    Graph& graph = runs_[{key, n_pos_max_}];
+    if (graph) return graph;
+    keeping_ = true;
+    try {
+        graph = Graph(stream_, [&] {
+            send_input();
+            body();
+        });
+    } catch (...) {
         keeping_ = false;
+        throw;
     }
-    kept.launch(stream_.get());
+    keeping_ = false;
+    return graph;
+}
+
+void CudaOps::keep(uint64_t key, const std::function<void()>& body) {
+    if (key != 0) kept(key, body);
+}
+
+void CudaOps::run(uint64_t key, const std::function<void()>& body) {
+    if (key != 0) return kept(key, body).launch(stream_.get());
+    n_pos_max_ = batch_.n_pos_max;
+    send_input();
+    body();
 }
 
 void CudaOps::wait() {

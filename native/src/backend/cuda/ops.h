@@ -2,6 +2,7 @@
 #pragma once
 
 #include <map>
+#include <memory>
 #include <optional>
 #include <utility>
 
@@ -23,20 +24,23 @@ struct GpuInfo {
 
 class CudaOps final : public Ops {
    public:
-    CudaOps(const OpsLimits& limits, const GpuInfo& gpu);
+    CudaOps(const OpsLimits& limits, const GpuInfo& gpu, std::shared_ptr<Account> account);
     ~CudaOps() override;
-    // Of device memory, and of host memory.
-    static size_t device_bytes(const OpsLimits& limits, const GpuInfo& gpu);
-    static size_t host_bytes(const OpsLimits& limits);
+    static OpsBytes n_bytes(const OpsLimits& limits, const GpuInfo& gpu);
+    // Launches of a decode step are no more than these: what a graph of it is planned to hold.
+    static constexpr int n_launches_max(int n_layer) { return 24 * n_layer + 16; }
 
     void begin(const Batch& batch) override;
     void run(uint64_t key, const std::function<void()>& body) override;
+    void keep(uint64_t key, const std::function<void()>& body) override;
+    int32_t last_length(int32_t n_pos_max) const override;
     void forget_runs() override { runs_.clear(); }
     void wait() override;
     const float* on_host(const float* x, int64_t n) override;
     const int32_t* on_host(const int32_t* x, int64_t n) override;
     void copy(float* to, const float* from, int64_t n) override;
 
+    void prepare(const WeightView& w) override { linear_.add(w, stream_.get()); }
     void embed(float* x, const WeightView& w) override;
     void linear(const LinearOut* out, int n_products, const LinearIn& in, int n) override;
     void linear_glu(const LinearOut& gate, const LinearOut& up, const LinearIn& in, int n) override;
@@ -79,10 +83,13 @@ class CudaOps final : public Ops {
 
         static Memory take(Arena& arena, const OpsLimits& limits, const GpuInfo& gpu);
     };
+    static size_t device_bytes(const OpsLimits& limits, const GpuInfo& gpu);
+    static size_t host_bytes(const OpsLimits& limits);
     static size_t input_bytes(const OpsLimits& limits);
     static LinearPrefill::Limits linear_limits(const OpsLimits& limits);
 
     void send_input();
+    const Graph& kept(uint64_t key, const std::function<void()>& body);
     // Rows of the cache in host memory are read next.
     void see_rows(const KvView& kv) const;
     void use_gpu() const;
@@ -92,6 +99,7 @@ class CudaOps final : public Ops {
 
     OpsLimits limits_;
     GpuInfo gpu_;
+    Share run_memory_;  // of runs_
     Stream stream_;
     DeviceBuffer device_memory_;
     PinnedBuffer host_memory_;
