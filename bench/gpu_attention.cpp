@@ -132,6 +132,20 @@ void measure_sparse(Lab& lab) {
     const AttentionMemory attention(lab);
     const Budget budget{std::min(256, s.contexts.front() / 2), 4, 32};
     for (const int32_t n_ctx : s.contexts) {
+        for (const auto& [type, name] : {std::pair{DomType::int8, "int8"}, {DomType::q4, "q4"}}) {
+            const ColdCache cache(lab, n_ctx, 1, s.n_dom, type);
+            const Chooser chooser(lab, cache, n_ctx, budget);
+            const double scores = 4.0 * static_cast<double>(chooser.n_scores());
+            const double dom = static_cast<double>(cache.dom_bytes());
+            const std::string at = number(n_ctx) + " positions, " + name;
+            lab.bench.measure("token_scores", at, {dom + scores, 0}, cache.n_layers(), chooser.scores(),
+                              chooser.n_scores(), [&](int i) { chooser.score(i, false); });
+            lab.bench.measure("scores, topk", at, {dom + scores, 0}, cache.n_layers(), chooser.scores(),
+                              chooser.n_scores(), [&](int i) {
+                                  chooser.score(i, true);
+                                  chooser.choose(true);
+                              });
+        }
         const ColdCache cache(lab, n_ctx, 1, s.n_dom);
         const Chooser chooser(lab, cache, n_ctx, budget);
         const auto attend = [&](int layer, const Selection& selection) {
