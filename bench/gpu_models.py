@@ -3,8 +3,9 @@
     python bench/gpu_models.py [llama-3.1-8b:Q4_K_M ...] [--ops ops.json] [--peer llama-bench] [--json models.json]
 
 Models are made on the spot (random weights, bench/make_model.py), each is measured in a process of its own, and what a
-process that failed or ran out of time had found by then is kept. Two methods, each in a context of its own: ``dense``
-and ``fasa`` (with a made-up table: which tokens are chosen then means nothing, how many bytes are read is the same).
+process that failed or ran out of time had found by then is kept. Methods, each in a context of its own: ``dense``,
+``fasa`` (with a made-up table: which tokens are chosen then means nothing, how many bytes are read is the same) and
+``fasa-m``, whose rows of keys and values lie in host memory.
 
 The context is filled with a real prompt (``--fill prefill``), or (``state``) with random keys and values, through a
 saved state that is made on the spot: that takes the same seconds whatever prefill does, needs the xxhash package, and
@@ -39,7 +40,7 @@ from sparse_decode import made_up_table
 MODELS = [f"{shape}:{mix}" for shape in ("llama-3.1-8b", "qwen2.5-7b") for mix in MIXES]
 DEPTHS = [0, 4096, 16384, 32768, 65536, 131072]
 PREFILLS = [512, 4096, 32768]
-METHODS = {"dense": "full", "fasa": "fasa"}
+METHODS = {"dense": ("full", "device"), "fasa": ("fasa", "device"), "fasa-m": ("fasa", "split")}  # with their cache
 WARM_UP = 4  # steps, the first of which records the graph of its length
 
 # llama.cpp (ggml 0.25.3, CUDA, flash attention, ubatch 2048) on a GPU that copies at 3.95 TB/s: tokens/s.
@@ -182,17 +183,21 @@ class Measurement:
 
         a = self.arguments
         n_ctx = max([*a.depths, *a.prefills]) + max(a.steps, WARM_UP)
-        needs_table = name == "fasa" and not self.model.has_table
+        method, kv = METHODS[name]
+        needs_table = method == "fasa" and not self.model.has_table
         table = made_up_table(self.model) if needs_table else None
         self.memory.peak = 0
         with self.memory.watched():
+            start = time.perf_counter()
+            settings = Method(method, dense_layers=a.dense_layers)
             context = Context(
-                self.model, ContextSettings(n_ctx, n_batch=a.n_batch, method=Method(METHODS[name]), table=table)
+                self.model, ContextSettings(n_ctx, n_batch=a.n_batch, method=settings, table=table, kv=kv)
             )
         plan = context.plan
         self.emit(
-            "plan", method=name, n_ctx=n_ctx, fill=fill, weights_bytes=plan.weights_bytes, kv_bytes=plan.kv_bytes,
-            scratch_bytes=plan.scratch_bytes,
+            "plan", method=name, n_ctx=n_ctx, fill=fill, weights_bytes=plan.weights_device_bytes,
+            kv_bytes=plan.kv_device_bytes, scratch_bytes=plan.scratch_device_bytes, pinned_bytes=plan.host_bytes,
+            create_s=time.perf_counter() - start,
         )  # fmt: skip
         try:
             if name == a.methods[0]:
@@ -327,7 +332,8 @@ def table(report: dict[str, Any], copy_gb_s: float | None) -> str:
     for name in METHODS:
         for plan in rows("plan", name):
             planned = plan["weights_bytes"] + plan["kv_bytes"] + plan["scratch_bytes"]
-            line = f"{name}: n_ctx {plan['n_ctx']}, planned {planned / 2**20:.1f} MiB"
+            line = f"{name}: n_ctx {plan['n_ctx']}, planned {planned / 2**20:.1f} MiB (KV cache "
+            line += f"{plan['kv_bytes'] / 2**20:.1f}), pinned {plan['pinned_bytes'] / 2**20:.1f} MiB"
             for memory in rows("memory", name):
                 peak = memory["peak_bytes"]
                 line += f", peak on the device {peak / 2**20:.1f} MiB ({peak / planned - 1:+.2%})"
@@ -386,6 +392,7 @@ def main() -> int:
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--fill", choices=["auto", "prefill", "state"], default="auto")
     parser.add_argument("--n-batch", type=int, default=2048)
+    parser.add_argument("--dense-layers", type=int, default=0, help="of fasa and fasa-m")
     parser.add_argument("--steps", type=int, default=48, help="decoded in one measurement")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=3600, help="for everything; no model is begun after them")
