@@ -5,7 +5,7 @@
 Models are made on the spot (random weights, bench/make_model.py), each is measured in a process of its own, and what a
 process that failed or ran out of time had found by then is kept. Methods, each in a context of its own: ``dense``,
 ``fasa`` (with a made-up table: which tokens are chosen then means nothing, how many bytes are read is the same) and
-``fasa-m``, whose rows of keys and values lie in host memory.
+``fasa-m``, whose rows of keys and values lie in host memory, also with a cache of rows on the device.
 
 The context is filled with a real prompt (``--fill prefill``), or (``state``) with random keys and values, through a
 saved state that is made on the spot: that takes the same seconds whatever prefill does, needs the xxhash package, and
@@ -40,7 +40,13 @@ from sparse_decode import made_up_table
 MODELS = [f"{shape}:{mix}" for shape in ("llama-3.1-8b", "qwen2.5-7b") for mix in MIXES]
 DEPTHS = [0, 4096, 16384, 32768, 65536, 131072]
 PREFILLS = [512, 4096, 32768]
-METHODS = {"dense": ("full", "device"), "fasa": ("fasa", "device"), "fasa-m": ("fasa", "split")}  # with their cache
+# Method, placement of the KV cache, rows of it in the device's cache.
+METHODS: dict[str, tuple[str, str, int | None]] = {
+    "dense": ("full", "device", 0),
+    "fasa": ("fasa", "device", 0),
+    "fasa-m": ("fasa", "split", 0),
+    "fasa-m-cache": ("fasa", "split", None),
+}
 WARM_UP = 4  # steps, the first of which records the graph of its length
 
 # llama.cpp (ggml 0.25.3, CUDA, flash attention, ubatch 2048) on a GPU that copies at 3.95 TB/s: tokens/s.
@@ -183,7 +189,7 @@ class Measurement:
 
         a = self.arguments
         n_ctx = max([*a.depths, *a.prefills]) + max(a.steps, WARM_UP)
-        method, kv = METHODS[name]
+        method, kv, rows = METHODS[name]
         needs_table = method == "fasa" and not self.model.has_table
         table = made_up_table(self.model) if needs_table else None
         self.memory.peak = 0
@@ -191,13 +197,14 @@ class Measurement:
             start = time.perf_counter()
             settings = Method(method, dense_layers=a.dense_layers)
             context = Context(
-                self.model, ContextSettings(n_ctx, n_batch=a.n_batch, method=settings, table=table, kv=kv)
+                self.model,
+                ContextSettings(n_ctx, n_batch=a.n_batch, method=settings, table=table, kv=kv, kv_cache_rows=rows),
             )
         plan = context.plan
         self.emit(
             "plan", method=name, n_ctx=n_ctx, fill=fill, weights_bytes=plan.weights_device_bytes,
             kv_bytes=plan.kv_device_bytes, scratch_bytes=plan.scratch_device_bytes, pinned_bytes=plan.host_bytes,
-            create_s=time.perf_counter() - start,
+            create_s=time.perf_counter() - start, row_cache_bytes=plan.row_cache_bytes,
         )  # fmt: skip
         try:
             if name == a.methods[0]:
@@ -249,11 +256,14 @@ class Measurement:
             ]
             after = context.stats()
             context.truncate(0, depth)
-            n_bytes = (after.decode_bytes - before.decode_bytes) / (after.n_decode - before.n_decode)
+            n_steps = after.n_decode - before.n_decode
+            n_bytes = (after.decode_bytes - before.decode_bytes) / n_steps
             self.memory.look()
             self.emit(
                 "decode", method=name, depth=depth, tokens_per_s=1 / statistics.median(seconds), best_s=min(seconds),
                 mean_s=statistics.fmean(seconds), bytes_per_step=n_bytes,
+                rows_hit=after.rows_hit - before.rows_hit, rows_missed=after.rows_missed - before.rows_missed,
+                pcie_bytes_per_step=(after.pcie_bytes - before.pcie_bytes) / n_steps,
                 finite=bool(np.isfinite(context.logits).all()),
             )  # fmt: skip
 

@@ -116,7 +116,11 @@ class Llama(OpenAIStyle):
         Start from the settings of the paper instead, :meth:`fasa_py.Method.paper`.
     kv
         Where the KV cache lies: all of it on the device, or (``split``) only the dominant keys there and the rest in
-        host memory. On the CPU both are host memory.
+        host memory, which only method ``fasa`` with sets per KV head can do; ``auto``: the latter where only that fits.
+        :attr:`plan` has the choice. On the CPU both are host memory.
+    kv_cache_rows
+        Of a ``split`` cache: how many rows of keys and values, those chosen of late, the GPU keeps of every sparse
+        layer and KV head, so that only others cross the bus. None: four times n_fac. 0: none.
     k_dom
         How the dominant keys that method ``fasa`` ranks tokens by are stored: ``f16``, exactly; or ``int8`` or ``q4``,
         copies of 8 or 4 bits with one scale a token and KV head. The whole exact keys are then stored beside the
@@ -164,6 +168,7 @@ class Llama(OpenAIStyle):
         criterion: str | None = None,
         paper: bool = False,
         kv: str = "auto",
+        kv_cache_rows: int | None = None,
         k_dom: str = "f16",
         table: Any = None,
         **options: Any,
@@ -186,6 +191,8 @@ class Llama(OpenAIStyle):
         )  # fmt: skip
         kv_placement(kv)
         k_dom_number(k_dom)
+        if kv_cache_rows is not None:
+            kv_cache_rows = whole_number("kv_cache_rows", kv_cache_rows, 0, 2**28)
 
         self.path = default_model() if path is None and model_path is None else Path(path or model_path or "")
         self._gguf = GGUF(self.path)
@@ -199,7 +206,7 @@ class Llama(OpenAIStyle):
         self._chat_template_choice = chat_template
         self._chat_template: ChatTemplate | None = None
         self._table = None if table is None else load_table(self._model, table)
-        settings = ContextSettings(n_ctx, n_batch, n_seq, self._advised(asked), self._table, kv, k_dom)
+        settings = ContextSettings(n_ctx, n_batch, n_seq, self._advised(asked), self._table, kv, k_dom, kv_cache_rows)
         self._context = Context(self._model, settings)
         self._method = self._context.method
         self._slots = Slots(self._context)
@@ -250,13 +257,17 @@ class Llama(OpenAIStyle):
         )  # fmt: skip
         return cls(path, **options)
 
+    def __repr__(self) -> str:
+        return f"Llama({str(self.path)!r}, device={self.info.device!r}, n_ctx={self.n_ctx}, kv={self.plan.kv!r})"
+
     def _report(self) -> None:
         info, plan = self.info, self._context.plan
         print(
             f"{self.path.name}: {info.arch}, {info.n_params / 1e6:.1f} M parameters, "
             f"{info.n_bytes / 2**20:.0f} MiB on {info.device}\n"
             f"context: {self.n_ctx} tokens (trained: {info.n_ctx_train}, fitting now: {plan.n_ctx_max}), "
-            f"KV cache {plan.kv_bytes / 2**20:.0f} MiB (dominant keys {plan.kv_dom_bytes / 2**20:.0f} MiB), "
+            f"KV cache {plan.kv_bytes / 2**20:.0f} MiB (dominant keys {plan.kv_dom_bytes / 2**20:.0f} MiB"
+            f"{', the rest in host memory' if plan.kv == 'split' else ''}), "
             f"scratch {plan.scratch_bytes / 2**20:.0f} MiB\n"
             f"attention: {self.method}",
             file=sys.stderr,

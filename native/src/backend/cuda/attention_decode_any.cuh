@@ -20,12 +20,15 @@ class Query {
         for_pairs([&](int i, int pair) { q_[i] = q[pair]; });
     }
 
-    // Four positions, of which the first n are to be seen; a lane's position_of [4].
-    __device__ void add(const int64_t (&pos)[4], int n) {
+    __device__ const __half2* row(int64_t pos) const { return rest_ + pos * n_rest_; }
+    __device__ int row_pairs() const { return n_rest_; }
+
+    // Four positions, of which the first n are to be seen, with their rows.
+    __device__ void add(const int64_t (&pos)[4], const __half2* const (&row)[4], int n) {
         float score[4] = {};
         for (int j = 0; j < 4; ++j) {
             if (j >= n) continue;
-            const __half2 *dom = dom_ + pos[j] * n_dom_, *rest = rest_ + pos[j] * n_rest_;
+            const __half2 *dom = dom_ + pos[j] * n_dom_, *rest = row[j];
             for_pairs([&](int i, int pair) {
                 const float2 key = __half22float2(pair < n_dom_ ? dom[pair] : rest[pair - n_dom_]);
                 score[j] = fmaf(q_[i].x, key.x, fmaf(q_[i].y, key.y, score[j]));
@@ -45,7 +48,7 @@ class Query {
         for (int j = 0; j < 4; ++j) {
             if (j >= n) continue;
             const float weight = exp2f(score[j] - base);
-            const __half2* value = rest_ + pos[j] * n_rest_ + (n_key_ - n_dom_);
+            const __half2* value = row[j] + (n_key_ - n_dom_);
             state_.sum += weight;
             for_pairs([&](int i, int pair) {
                 const float2 v = __half22float2(value[pair]);
@@ -76,6 +79,17 @@ class Query {
     SoftmaxState state_ = {-INFINITY, 0};
 };
 
+// Leaves the rows of a tile behind that were not in the cache of rows; pos is that of lane i % n_tile.
+template <int n_pairs>
+__device__ inline void leave_rows(const CachedRows& cached, const Query<n_pairs>& query, int pos, int first, int n) {
+    const auto place = reinterpret_cast<uint64_t>(cached.place(first + threadIdx.x % n_tile));
+    for (int i = 0; i < n; ++i) {
+        auto* to = reinterpret_cast<__half2*>(__shfl_sync(all_lanes, place, i));
+        const __half2* from = query.row(__shfl_sync(all_lanes, pos, i));
+        for (int pair = threadIdx.x % 32; to && pair < query.row_pairs(); pair += 32) to[pair] = from[pair];
+    }
+}
+
 template <int n_pairs>
 __global__ void __launch_bounds__(max_warps * 32, 1) attend_any(const Args a) {
     FASA_DYNAMIC_SHARED(shared);
@@ -85,15 +99,24 @@ __global__ void __launch_bounds__(max_warps * 32, 1) attend_any(const Args a) {
     const int n_block = n_busy(u), warp = threadIdx.x / 32, n_warps = blockDim.x / 32;
     if (static_cast<int>(blockIdx.x) >= n_block) return;
 
+    const CachedRows cached = cached_rows(a, u);
     Query<n_pairs> query(a, u);
     for (int tile = blockIdx.x * n_warps + warp; tile * n_tile < u.n_pos; tile += gridDim.x * n_warps) {
         const int first = tile * n_tile, n = min(n_tile, u.n_pos - first);
         const int mine = position(a, u, first + threadIdx.x % n_tile);
+        const auto moved =
+            reinterpret_cast<uint64_t>(cached.are_on() ? cached.look_up(first + threadIdx.x % n_tile, mine) : nullptr);
         for (int j = 0; j < n; j += 4) {
             int64_t pos[4];
-            for (int k = 0; k < 4; ++k) pos[k] = __shfl_sync(all_lanes, mine, j + k);
-            query.add(pos, n - j);
+            const __half2* row[4];
+            for (int k = 0; k < 4; ++k) {
+                pos[k] = __shfl_sync(all_lanes, mine, j + k);
+                const auto* elsewhere = reinterpret_cast<const __half2*>(__shfl_sync(all_lanes, moved, j + k));
+                row[k] = elsewhere ? elsewhere : query.row(pos[k]);
+            }
+            query.add(pos, row, n - j);
         }
+        if (cached.are_on()) leave_rows(cached, query, mine, first, n);
     }
     ptx::start_next();
     float* values = reinterpret_cast<float*>(shared);

@@ -87,7 +87,7 @@ class CudaDevice final : public Device {
         return std::make_unique<CudaOps>(limits, gpu_);
     }
     OpsBytes ops_bytes(const OpsLimits& limits) const override {
-        return {CudaOps::device_bytes(limits, gpu_), CudaOps::host_bytes(limits), 0};
+        return {CudaOps::device_bytes(limits, gpu_), CudaOps::host_bytes(limits), 0, CudaOps::row_cache_bytes(limits)};
     }
 
    private:

@@ -40,6 +40,7 @@ CudaOps::Memory CudaOps::Memory::take(Arena& arena, const OpsLimits& limits, con
     m.attention = AttentionDecode::Scratch::take(arena, gpu.n_sm, limits.head_dim);
     m.prefill = PrefillScratch::take(arena, limits);
     m.host_rows = HostRows::Memory::take(arena, limits);
+    m.row_cache = RowCache::take(arena, limits);
     m.linear = arena.take<uint8_t>(LinearPrefill::scratch_bytes(linear_limits(limits)));
     m.rank = RankScratch::take(arena, limits.n_head, limits.n_ctx);
     m.observe = ObserveScratch::take(arena, limits);
@@ -49,6 +50,12 @@ CudaOps::Memory CudaOps::Memory::take(Arena& arena, const OpsLimits& limits, con
 size_t CudaOps::device_bytes(const OpsLimits& limits, const GpuInfo& gpu) {
     Arena arena;
     Memory::take(arena, limits, gpu);
+    return arena.used();
+}
+
+size_t CudaOps::row_cache_bytes(const OpsLimits& limits) {
+    Arena arena;
+    RowCache::take(arena, limits);
     return arena.used();
 }
 
@@ -75,6 +82,7 @@ CudaOps::CudaOps(const OpsLimits& limits, const GpuInfo& gpu)
     if (limits.host_row_values > 0) host_rows_.emplace(memory_.host_rows);
     check(cudaMemsetAsync(device_memory_.data(), 0, device_memory_.n_bytes(), stream_.get()), "clearing the workspace");
     memory_.rank.clear(limits.n_head, stream_.get());
+    if (memory_.row_cache.rows) row_cache_.emplace(limits, memory_.row_cache, stream_.get());
     stream_.wait();
 }
 
@@ -94,7 +102,11 @@ void CudaOps::send_input() {
     check(cudaMemcpyAsync(memory_.input, input_, n_bytes, cudaMemcpyHostToDevice, stream_.get()), "sending a batch");
 }
 
-void CudaOps::run(uint64_t key, const std::function<void()>& body) {
+void CudaOps::run(uint64_t key, const std::function<void()>& step) {
+    const auto body = [&] {
+        step();
+        if (row_cache_ && batch_.rows.n == 1) row_cache_->keep(stream_.get());
+    };
     if (key == 0) {
         n_pos_max_ = batch_.n_pos_max;
         send_input();
@@ -122,6 +134,26 @@ void CudaOps::wait() {
     use_gpu();
     stream_.wait();
     if (host_rows_) host_rows_->wait();
+}
+
+void CudaOps::forget_rows(int32_t seq, int32_t first_pos) {
+    if (!row_cache_) return;
+    use_gpu();
+    row_cache_->forget(seq, first_pos, stream_.get());
+}
+
+RowCounts CudaOps::row_counts() {
+    RowCounts counts;
+    if (row_cache_) {
+        use_gpu();
+        counts = row_cache_->counts(stream_.get());
+    }
+    counts.other_bytes = read_bytes_ + (host_rows_ ? host_rows_->n_bytes() : 0);
+    return counts;
+}
+
+RowCacheView CudaOps::row_cache(const KvView& kv) const {
+    return row_cache_ && kv.host_layer >= 0 ? row_cache_->layer(kv.host_layer) : RowCacheView{};
 }
 
 void CudaOps::see_rows(const KvView& kv) const {
@@ -176,7 +208,12 @@ void CudaOps::rope_store(float* q, const float* k, const float* v, int n_head, c
 void CudaOps::attend_dense(float* y, const float* q, int n_head, float scale, const KvView& kv, Rows rows) {
     const Step* step = &memory_.input->step;
     if (rows.n <= n_decode_max) {
-        attention_.dense(y, q, n_head, scale, kv, step, rows.n, n_pos_max_, stream_.get());
+        attention_.dense(y, q, n_head, scale, kv, step, rows.n, n_pos_max_, stream_.get(),
+                         rows.n == 1 ? row_cache(kv) : RowCacheView{});
+        if (rows.n > 1 && kv.host_layer >= 0) {
+            read_bytes_ +=
+                sizeof(uint16_t) * static_cast<uint64_t>(kv.row_values() * kv.n_head_kv * (rows.pos0 + rows.n));
+        }
         return;
     }
     const auto attend = [&](const PrefillRange& range) {
@@ -194,7 +231,7 @@ void CudaOps::attend_selected(float* y, const float* q, int n_head, float scale,
                               const Selection& selection) {
     const int32_t longest = std::min(selection.capacity, n_pos_max_);
     attention_.selected(y, q, n_head, scale, kv, &memory_.input->step, selection,
-                        counted_ ? std::min(counted_->keep, longest) : longest, stream_.get());
+                        counted_ ? std::min(counted_->keep, longest) : longest, stream_.get(), row_cache(kv));
 }
 
 Past CudaOps::past(int32_t seq, int32_t n_pos) const {

@@ -12,6 +12,7 @@
 #include "backend/cuda/linear_decode.h"
 #include "backend/cuda/linear_prefill.h"
 #include "backend/cuda/observe.h"
+#include "backend/cuda/row_cache.h"
 #include "backend/cuda/topk.h"
 
 namespace fasa::cuda {
@@ -28,11 +29,15 @@ class CudaOps final : public Ops {
     // Of device memory, and of host memory.
     static size_t device_bytes(const OpsLimits& limits, const GpuInfo& gpu);
     static size_t host_bytes(const OpsLimits& limits);
+    // The part of device_bytes that the cache of rows takes.
+    static size_t row_cache_bytes(const OpsLimits& limits);
 
     void begin(const Batch& batch) override;
     void run(uint64_t key, const std::function<void()>& body) override;
     void forget_runs() override { runs_.clear(); }
     void wait() override;
+    void forget_rows(int32_t seq, int32_t first_pos) override;
+    RowCounts row_counts() override;
     const float* on_host(const float* x, int64_t n) override;
     const int32_t* on_host(const int32_t* x, int64_t n) override;
 
@@ -67,6 +72,7 @@ class CudaOps final : public Ops {
         AttentionDecode::Scratch attention;
         PrefillScratch prefill;
         HostRows::Memory host_rows;
+        RowCacheView row_cache;
         uint8_t* linear;
         RankScratch rank;
         ObserveScratch observe;
@@ -79,6 +85,8 @@ class CudaOps final : public Ops {
     void send_input();
     // Rows of the cache in host memory are read next.
     void see_rows(const KvView& kv) const;
+    // Of a decode step's layer.
+    RowCacheView row_cache(const KvView& kv) const;
     void use_gpu() const;
     // The positions up to the row in progress while a step is kept; else those that the caller names.
     Past past(int32_t seq, int32_t n_pos) const;
@@ -94,6 +102,8 @@ class CudaOps final : public Ops {
     uint8_t* read_;  // what on_host shows
     AttentionDecode attention_;
     std::optional<HostRows> host_rows_;
+    std::optional<RowCache> row_cache_;
+    uint64_t read_bytes_ = 0;  // of rows in host memory, by attention of a few rows
     PrefillTuning tuning_;
     LinearPrefill linear_;
     Batch batch_;
