@@ -94,7 +94,7 @@ def test_attention_is_exact(tiny: tuple[Path, TinyModel], k_dom: str) -> None:
     """Codes only choose positions: where all are attended to, or others choose them, nothing changes."""
     whole = {**FASA, "n_fac": 256}
     assert deviation(run(tiny, whole, k_dom=k_dom), run(tiny, {"method": "full"})) < ROUNDING
-    for method in ({"method": "full"}, {**FASA, "n_tip": 2}, {**FASA, "method": "oracle"}, {**FASA, "method": "quest"}):
+    for method in ({"method": "full"}, {**FASA, "n_tip": 2}, {**FASA, "method": "oracle"}):
         with open_engine(tiny, FASA, k_dom=k_dom) as engine:
             engine.decode(TOKENS[:N_PROMPT])
             engine.set_method(**method)

@@ -4,6 +4,7 @@
 #include <limits>
 #include <random>
 
+#include "backend/cpu/elementwise_kernels.h"
 #include "backend/cpu/topk.h"
 #include "backend/cuda/scores.h"
 #include "base/half.h"
@@ -22,6 +23,9 @@ constexpr int32_t n_seq = 2, seq = 1;
 struct Shape {
     int32_t head_dim, n_dom, n_head, n_head_kv, n_set, n_ctx;
     bool mask = false;
+    DomType type = DomType::f16;  // other than f16: n_dom dims are coded, and keys lie whole in `rest`
+
+    int32_t n_apart() const { return type == DomType::f16 ? n_dom : 0; }
 };
 
 // A cache of random keys and the queries of one row.
@@ -29,23 +33,51 @@ struct Lab {
     explicit Lab(const Shape& shape)
         : s(shape),
           q(random_floats(int64_t{s.n_head} * s.head_dim, 1)),
-          dom(halves(int64_t{s.n_dom}, 2)),
-          rest(halves(2 * int64_t{s.head_dim} - s.n_dom, 3)),
+          dom(halves(int64_t{s.n_apart()}, 2)),
+          rest(halves(2 * int64_t{s.head_dim} - s.n_apart(), 3)),
+          scale(n_rows()),
+          code(n_rows() * static_cast<size_t>(code_bytes(s.type, s.n_dom))),
           device_q(q),
           device_dom(dom),
           device_rest(rest),
+          device_scale(scale),
+          device_code(code.size() + 16),
           device_mask(random_mask()),
           scores(size_t{1} * s.n_set * s.n_ctx),
           step(1) {
         step.set({{seq, 0}});
+        if (s.type != DomType::f16) encode_all();
     }
 
     KvView view() const {
-        return {device_dom.data(), device_rest.data(), nullptr, s.n_ctx, s.n_head_kv, s.head_dim, s.n_dom};
+        KvView kv{device_dom.data(), device_rest.data(), nullptr, s.n_ctx, s.n_head_kv, s.head_dim, s.n_apart()};
+        if (s.type != DomType::f16) kv.codes = {s.type, s.n_dom, device_code.data() + code_offset, device_scale.data()};
+        return kv;
     }
-    SetQueries queries() const {
-        return {device_q.data(), s.mask ? device_mask.data() : nullptr, s.n_head, s.n_set};
+    // Codes and scales of all rows, those on the device from code_offset on.
+    void encode_all() {
+        for (size_t row = 0; row < n_rows(); ++row) {
+            const KeyCodes at = host_codes().at(static_cast<int64_t>(row));
+            cpu::scalar::elementwise.encode(at.code, at.scale, &rest[row * 2 * s.head_dim], s.type, s.n_dom);
+        }
+        std::vector<uint8_t> bytes(device_code.size());
+        std::copy(code.begin(), code.end(), bytes.begin() + code_offset);
+        device_code.set(bytes);
+        device_scale.set(scale);
     }
+    KeyCodes host_codes() { return {s.type, s.n_dom, code.data(), scale.data()}; }
+    size_t n_rows() const { return size_t{n_seq} * s.n_head_kv * s.n_ctx; }
+    double key(int64_t row, int32_t d, bool whole_key) const {
+        const int64_t width = 2 * int64_t{s.head_dim} - s.n_apart();
+        if (s.type == DomType::f16 || whole_key) {
+            const bool is_apart = d < s.n_apart();
+            return half_to_float(is_apart ? dom[row * s.n_dom + d] : rest[row * width + d - s.n_apart()]);
+        }
+        const uint8_t* at = code.data() + row * code_bytes(s.type, s.n_dom);
+        const int found = s.type == DomType::q4 ? (at[d / 2] >> (d % 2 * 4) & 15) - 8 : static_cast<int8_t>(at[d]);
+        return found * double{half_to_float(scale[row])};
+    }
+    SetQueries queries() const { return {device_q.data(), s.mask ? device_mask.data() : nullptr, s.n_head, s.n_set}; }
     cuda::Past past(int32_t n_pos, bool by_step) {
         if (!by_step) return {nullptr, seq, n_pos, n_pos};
         step.set({{seq, n_pos - 1}});
@@ -63,9 +95,7 @@ struct Lab {
         const int64_t row = (int64_t{seq} * s.n_head_kv + int64_t{set} * s.n_head_kv / s.n_set) * s.n_ctx + pos;
         double sum = 0, magnitude = 0;
         for (int32_t d = 0; d < (whole_key ? s.head_dim : s.n_dom); ++d) {
-            const int64_t width = 2 * int64_t{s.head_dim} - s.n_dom;
-            const uint16_t bits = d < s.n_dom ? dom[row * s.n_dom + d] : rest[row * width + d - s.n_dom];
-            const double term = double{summed(set, d)} * half_to_float(bits);
+            const double term = double{summed(set, d)} * key(row, d, whole_key);
             sum += term;
             magnitude += std::fabs(term);
         }
@@ -97,11 +127,12 @@ struct Lab {
 
     Shape s;
     std::vector<float> q;
-    std::vector<uint16_t> dom, rest;
-    std::vector<uint8_t> mask;
+    std::vector<uint16_t> dom, rest, scale;
+    std::vector<uint8_t> code, mask;
+    int code_offset = 0;  // bytes that spoil the alignment of the codes on the device
     DeviceArray<float> device_q;
-    DeviceArray<uint16_t> device_dom, device_rest;
-    DeviceArray<uint8_t> device_mask;
+    DeviceArray<uint16_t> device_dom, device_rest, device_scale;
+    DeviceArray<uint8_t> device_code, device_mask;
     DeviceArray<float> scores;
     DeviceArray<cuda::Step> step;
 
@@ -168,6 +199,49 @@ TEST(cuda_scores_of_dominant_dims) {
     }
 }
 
+TEST(cuda_scores_of_codes) {
+    for (const DomType type : {DomType::int8, DomType::q4}) {
+        for (const auto& [head_dim, n_dom] : {std::pair{128, 32},
+                                              {128, 16},
+                                              {96, 48},
+                                              {128, 64},
+                                              {128, 96},
+                                              {128, 128},
+                                              {256, 144},
+                                              {80, 40},
+                                              {80, 20},
+                                              {10, 2},
+                                              {20, 6},
+                                              {512, 512}}) {
+            Lab lab({head_dim, n_dom, 4, 2, 2, 700, false, type});
+            lab.check_scores(700, false, true);
+            lab.check_scores(1, false, false);
+            lab.check_scores(333, false, false);
+            lab.check_scores(130, true, false);  // whole keys are read where they lie
+            if (n_dom % 16 == 0) {
+                lab.code_offset = 4;  // not to be read by words
+                lab.encode_all();
+                lab.check_scores(77, false, true);
+            }
+        }
+        Lab masked({64, 16, 8, 2, 8, 130, true, type});
+        masked.check_scores(130, false, true);
+    }
+}
+
+TEST(cuda_scores_of_keys_that_are_not_finite) {
+    for (const DomType type : {DomType::int8, DomType::q4}) {
+        Lab lab({64, 16, 2, 2, 2, 100, false, type});
+        const int64_t row = int64_t{seq} * 2 * 100;  // of the first head
+        lab.rest[(row + 7) * 128 + 3] = 0x7e00;
+        lab.rest[(row + 9) * 128 + 5] = 0x7c00;
+        lab.encode_all();
+        cuda::token_scores(lab.scores.data(), lab.queries(), lab.view(), lab.past(100, false), false, nullptr, nullptr);
+        const auto found = lab.scores.host();
+        for (int32_t i = 0; i < 200; ++i) CHECK(std::isnan(found[i]) == (i == 7 || i == 9));
+    }
+}
+
 TEST(cuda_scores_of_whole_keys) {
     for (const auto& [head_dim, n_dom] : {std::pair{128, 32}, {128, 0}, {80, 20}, {20, 6}, {10, 0}, {64, 64}, {7, 2}}) {
         Lab lab({head_dim, n_dom, 6, 2, 6, 300, true});
@@ -209,9 +283,14 @@ TEST(cuda_scores_hand_on_what_is_not_a_number) {
 
 // The list is what the CPU chooses by the same scores, in every replay.
 TEST(cuda_scores_count_for_topk) {
-    for (const auto& [head_dim, n_dom, whole_key] :
-         {std::tuple{64, 32, false}, {64, 8, false}, {128, 128, false}, {20, 6, true}}) {
-        Lab lab({head_dim, n_dom, 4, 2, 2, 9500});
+    for (const auto& [head_dim, n_dom, whole_key, type] : {std::tuple{64, 32, false, DomType::f16},
+                                                           {64, 8, false, DomType::f16},
+                                                           {128, 128, false, DomType::f16},
+                                                           {20, 6, true, DomType::f16},
+                                                           {64, 32, false, DomType::int8},
+                                                           {64, 32, false, DomType::q4},
+                                                           {20, 6, false, DomType::q4}}) {
+        Lab lab({head_dim, n_dom, 4, 2, 2, 9500, false, type});
         Arena measure;
         cuda::RankScratch::take(measure, 2, 9500);
         DeviceArray<uint8_t> memory(measure.used());

@@ -47,9 +47,13 @@ inline constexpr int part_values = PartOf<T>::n_values;
 template <DType T, int N>
 struct ActivationPart {
     using S = Slice<T>;
+    // A float of these bits plus i, for |i| < 2^22, is 1.5 * 2^23 + i: an integer sum that starts with them needs no
+    // conversion, which would take longer than a subtraction.
+    static constexpr int magic_bits = 0x4b400000;
+    static constexpr float magic = 0x1.8p23f;
     int q[N][8];
     float d[N];
-    int start[N][S::n_groups];  // of the integer sums: -zero * sum of q
+    int start[N][S::n_groups];  // of the integer sums: magic - zero * sum of q
     float sum[N][S::n_groups];  // d * sum of q
 
     // Rows `first` and up; those from a.n on, and all when not inside, are zeros.
@@ -74,7 +78,7 @@ struct ActivationPart {
                 for (int w = g * 8 / S::n_groups; w < (g + 1) * 8 / S::n_groups; ++w) {
                     total = __dp4a(q[j][w], 0x01010101, total);
                 }
-                start[j][g] = -S::zero * total;
+                start[j][g] = magic_bits - S::zero * total;
                 sum[j][g] = d[j] * static_cast<float>(total);
             }
         }
@@ -91,12 +95,15 @@ struct ActivationPart {
             float product = 0, offset = 0;
 #pragma unroll
             for (int g = 0; g < S::n_groups; ++g) {
-                int total = S::zero == 0 ? 0 : start[j][g];
+                constexpr int n_words = 8 / S::n_groups;
+                int total = S::zero == 0 ? magic_bits : start[j][g], other = 0;  // two chains, to wait less
 #pragma unroll
-                for (int i = g * 8 / S::n_groups; i < (g + 1) * 8 / S::n_groups; ++i) {
+                for (int i = g * n_words; i < g * n_words + n_words / 2; ++i) {
                     total = __dp4a(w[i], q[j][i], total);
+                    other = __dp4a(w[i + n_words / 2], q[j][i + n_words / 2], other);
                 }
-                product += scales.scale[g] * static_cast<float>(total);
+                total += other;
+                product += scales.scale[g] * (__int_as_float(total) - magic);
                 if constexpr (S::has_min) offset += scales.min[g] * sum[j][g];
             }
             y[j] = d[j] * product - offset;

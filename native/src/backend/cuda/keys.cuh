@@ -9,10 +9,17 @@
 
 namespace fasa::cuda {
 
+// KeyCodes::at
+__device__ inline KeyCodes codes_at(const KeyCodes& codes, int64_t row) {
+    const int64_t row_bytes = codes.type == DomType::q4 ? codes.n / 2 : codes.n;
+    return {codes.type, codes.n, codes.code + row * row_bytes, codes.scale + row};
+}
+
 struct Keys {
     const uint16_t* dom;   // [n_ctx][n_dom]
     const uint16_t* rest;  // [n_ctx][row_values], its first n_rest values belong to the key
     int32_t n_dom, n_rest, row_values;
+    KeyCodes codes;
 
     // Those of the KV head that set number `set` of n_set looks at.
     __device__ Keys(const KvView& kv, int32_t seq, int32_t set, int32_t n_set) {
@@ -23,6 +30,7 @@ struct Keys {
         row_values = 2 * kv.head_dim - kv.n_dom;
         dom = kv.dom + row * n_dom;
         rest = kv.rest + row * row_values;
+        codes = codes_at(kv.codes, row);
     }
     // Dim d of the key at pos, in the order of the cache.
     __device__ float value(int64_t pos, int d) const {

@@ -13,6 +13,7 @@ namespace {
 using decode::Job;
 using decode::MAX_PRODUCTS;
 using decode::Product;
+using decode::Team;
 using decode::WARP;
 
 constexpr int SHARED_BYTES = 48 * 1024;      // that any kernel may have
@@ -78,6 +79,9 @@ int share_blocks(Job& job, int n_blocks, int n_warps) {
         product.n_teams_inverse = inverse(product.n_teams);
         const int64_t useful = ceil_div(product.n_out, product.n_teams);
         const int64_t share = static_cast<int64_t>(before / total * n_blocks + 0.5) - first;
+        const int64_t to_next = int64_t{product.row_bytes} * product.n_teams;
+        product.to_odd = job.glu ? product.to_up : to_next;
+        product.to_pair = job.glu ? to_next : 2 * to_next;
         product.first_block = first;
         product.n_blocks = static_cast<int>(std::clamp<int64_t>(share, 1, useful));
         product.block_rows = static_cast<int>(product.n_out / product.n_blocks);
@@ -87,9 +91,20 @@ int share_blocks(Job& job, int n_blocks, int n_warps) {
     return first;
 }
 
-template <int N>
+// Warps at work in a block of so many at most, for the product that leaves most idle.
+int busy_warps(const Job& job, int64_t n_in, int most_warps) {
+    int busy = most_warps;
+    for (int p = 0; p < job.n_products; ++p) {
+        Product product = job.product[p];
+        choose_team(product, n_in, most_warps);
+        busy = std::min(busy, most_warps / product.team_warps * product.team_warps);
+    }
+    return busy;
+}
+
+template <int N, Team TEAM>
 void run(Job& job, int64_t n_in, bool mixed, cudaStream_t stream) {
-    const int most_warps = mixed ? decode::max_warps_mixed<N> : decode::max_warps<N>;
+    const int most_warps = mixed ? decode::max_warps_mixed<N> : decode::max_warps<N, TEAM>;
     int n_warps = 1;
     for (int p = 0; p < job.n_products; ++p) {
         choose_team(job.product[p], n_in, most_warps);
@@ -106,9 +121,26 @@ void run(Job& job, int64_t n_in, bool mixed, cudaStream_t stream) {
     }
     job.chunk_rows = static_cast<int>(std::min(most_rows, (SHARED_BYTES - job.sums_at) / sum_bytes));
     const size_t shared = static_cast<size_t>(job.sums_at + job.chunk_rows * sum_bytes);
-    decode::launch_products<N>({"linear_decode", dim3(static_cast<unsigned>(n_blocks)),
-                                dim3(static_cast<unsigned>(n_warps * WARP)), shared, stream, true},
-                               job, mixed);
+    decode::launch_products<N, TEAM>({"linear_decode", dim3(static_cast<unsigned>(n_blocks)),
+                                      dim3(static_cast<unsigned>(n_warps * WARP)), shared, stream, true},
+                                     job, mixed);
+}
+
+bool suits_few(DType type) {
+    bool suits = false;
+    with_type(type, [&]<DType T>() { suits = decode::suits_few<T>; });
+    return suits;
+}
+
+// One row. Few warps with much under way each are faster where they can be, unless too many of them are left idle.
+void run_one(Job& job, int64_t n_in, bool mixed, cudaStream_t stream) {
+    const int few = busy_warps(job, n_in, decode::max_warps<1, Team::few>);
+    const int many = busy_warps(job, n_in, decode::max_warps<1, Team::many>);
+    if (!mixed && (!suits_few(job.product[0].dtype) || 4 * many > 5 * few)) {
+        run<1, Team::many>(job, n_in, mixed, stream);
+    } else {
+        run<1, Team::few>(job, n_in, mixed, stream);
+    }
 }
 
 // Brings the activations into the form that the products take, as far as they do not do it by themselves.
@@ -149,11 +181,11 @@ void run(Job& job, const DecodeInput& in, int64_t n_in, int n, const DecodeScrat
     bool mixed = false;
     for (int p = 1; p < job.n_products; ++p) mixed |= job.product[p].dtype != job.product[0].dtype;
     if (n == 1) {
-        run<1>(job, n_in, mixed, stream);
+        run_one(job, n_in, mixed, stream);
     } else if (n == 2) {
-        run<2>(job, n_in, mixed, stream);
+        run<2, Team::few>(job, n_in, mixed, stream);
     } else {
-        run<4>(job, n_in, mixed, stream);
+        run<4, Team::few>(job, n_in, mixed, stream);
     }
 }
 

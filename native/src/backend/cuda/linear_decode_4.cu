@@ -1,3 +1,3 @@
 #include "backend/cuda/linear_decode_launch.cuh"
 
-template void fasa::cuda::decode::launch_products<4>(Launch, const Job&, bool);
+template void fasa::cuda::decode::launch_products<4, fasa::cuda::decode::Team::few>(Launch, const Job&, bool);

@@ -9,7 +9,6 @@
 #include "backend/cuda/quantize.h"
 #include "backend/cuda/scores.h"
 #include "backend/cuda/weights.h"
-#include "base/error.h"
 
 namespace fasa::cuda {
 namespace {
@@ -198,7 +197,6 @@ void CudaOps::linear_glu(const LinearOut& gate, const LinearOut& up, const Linea
 
 void CudaOps::rope_store(float* q, const float* k, const float* v, int n_head, const HeadNorm& norm, const KvView& kv,
                          Rows rows) {
-    if (kv.is_coded()) fail(FASA_ERROR_UNSUPPORTED, "k_dom int8 and q4 are for the CPU only: take f16");
     const bool staged = kv.host_layer >= 0 && rows.n > n_decode_max;
     uint16_t* rest = staged ? host_rows_->stage(stream_.get()) : nullptr;
     cuda::rope_store(q, k, v, n_head, batch_.rope, norm, kv, &memory_.input->step, rows.n, stream_.get(), rest);

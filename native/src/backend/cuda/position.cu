@@ -1,5 +1,6 @@
 #include <cuda_fp16.h>
 
+#include "backend/cuda/keys.cuh"
 #include "backend/cuda/launch.cuh"
 #include "backend/cuda/position.h"
 #include "backend/cuda/ptx.cuh"
@@ -59,6 +60,34 @@ __device__ void rotate(float* head, const RopeView& rope, const float* cos, cons
 
 __device__ uint16_t half_bits(float x) { return __half_as_ushort(__float2half_rn(x)); }
 
+// The codes and the scale of a key, by a warp, as KeyCodes has them. dims(d): its dim d as stored.
+template <class Dims>
+__device__ void encode(const KeyCodes& codes, const Dims& dims) {
+    constexpr unsigned magnitude = 0x7fff, infinity = 0x7c00, nan = 0x7e00;
+    const int lane = threadIdx.x % 32, largest = codes.type == DomType::q4 ? 7 : 127;
+    const auto value = [](unsigned bits) { return __half2float(__ushort_as_half(static_cast<uint16_t>(bits))); };
+    unsigned top = 0;
+    for (int d = lane; d < codes.n; d += 32) top = max(top, dims(d) & magnitude);
+    for (int step = 16; step > 0; step /= 2) top = max(top, __shfl_xor_sync(all_lanes, top, step));
+    const bool finite = top < infinity;
+    const unsigned scale = finite ? half_bits(value(top) / static_cast<float>(largest)) : nan;
+    const float inverse = finite && scale > 0 ? 1.0f / value(scale) : 0.0f;
+    if (lane == 0) *codes.scale = static_cast<uint16_t>(scale);
+    const auto code_of = [&](int d) {
+        if (!finite) return 0;
+        return min(max(__float2int_rn(value(dims(d)) * inverse), -largest), largest);
+    };
+    for (int d = 2 * lane; d < codes.n; d += 64) {
+        const int a = code_of(d), b = code_of(d + 1);
+        if (codes.type == DomType::q4) {
+            codes.code[d / 2] = static_cast<uint8_t>((a + 8) | (b + 8) << 4);
+        } else {
+            codes.code[d] = static_cast<uint8_t>(a);
+            codes.code[d + 1] = static_cast<uint8_t>(b);
+        }
+    }
+}
+
 // Row blockIdx.x; its heads, queries then keys then values, are dealt out to the warps of gridDim.y blocks. A warp has
 // all of a head in shared memory before it writes any of it, so that q may be permuted in place.
 __global__ void __launch_bounds__(n_warps * 32, 4)
@@ -97,6 +126,10 @@ __global__ void __launch_bounds__(n_warps * 32, 4)
             uint16_t* dom = kv.dom + at * kv.n_dom;
             for (int d = lane; d < head_dim; d += 32) {
                 (d < kv.n_dom ? dom[d] : rest[d - kv.n_dom]) = half_bits(head[order ? order[d] : d]);
+            }
+            if (kv.codes.n > 0) {
+                encode(codes_at(kv.codes, at),
+                       [&](int d) -> unsigned { return half_bits(head[order ? order[d] : d]); });
             }
         } else {
             uint16_t* value = rest + head_dim - kv.n_dom;

@@ -77,6 +77,13 @@ __device__ inline uint4 load_once(const void* global) {
     return v;
 }
 
+// The same of 8 bytes, 8-byte aligned.
+__device__ inline uint2 load_once_8(const void* global) {
+    uint2 v;
+    asm volatile("ld.global.nc.L1::no_allocate.v2.u32 {%0,%1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(global));
+    return v;
+}
+
 // Returns when all kernels that this one was started beside are done and their writes are visible.
 __device__ inline void wait_for_previous() {
 #if __CUDA_ARCH__ >= 900

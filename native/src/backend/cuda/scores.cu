@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "backend/cuda/coded_rows.cuh"
 #include "backend/cuda/keys.cuh"
 #include "backend/cuda/launch.cuh"
 #include "backend/cuda/ptx.cuh"
@@ -205,8 +206,9 @@ __device__ void score_rows(const ScoreTask& task, Rows& rows, float* shared_quer
         }
     };
 
-    // All rows but the last were written before this step; a distance keeps the last one's neighbours out of the cache.
-    const bool is_old = at + n_batch + 32 <= end;
+    // All rows but the last were written before this step; a distance keeps the last one's neighbours, 64 of whose
+    // scales are a line, out of the cache.
+    const bool is_old = at + n_batch + 64 <= end;
     if (is_old) load(at);
     ptx::start_next();
     ptx::wait_for_previous();
@@ -255,6 +257,22 @@ __global__ void __launch_bounds__(n_thread, n_resident) dominant_scores_kernel(S
     score_rows(task, rows, nullptr, counts, sample);
 }
 
+template <DomType type, int lanes>
+__global__ void __launch_bounds__(n_thread, n_resident) coded_scores_kernel(ScoreTask task) {
+    __shared__ uint32_t counts[n_rank_bin];
+    __shared__ float sample[n_rank_sample];
+    CodedRows<type, lanes> rows(keys_of(task, blockIdx.y), threadIdx.x % lanes);
+    score_rows(task, rows, nullptr, counts, sample);
+}
+
+__global__ void __launch_bounds__(n_thread, n_resident) any_codes_kernel(ScoreTask task) {
+    __shared__ uint32_t counts[n_rank_bin];
+    __shared__ float sample[n_rank_sample];
+    FASA_DYNAMIC_SHARED(query);
+    AnyCodes rows(keys_of(task, blockIdx.y), threadIdx.x % AnyCodes::lanes);
+    score_rows(task, rows, reinterpret_cast<float*>(query), counts, sample);
+}
+
 template <int lanes, int width>
 __global__ void __launch_bounds__(n_thread, n_resident) any_scores_kernel(ScoreTask task) {
     __shared__ uint32_t counts[n_rank_bin];
@@ -290,6 +308,24 @@ Kernel dominant_kernel(int lanes) {
     }
 }
 
+template <DomType type>
+Kernel coded_kernel(int lanes) {
+    switch (lanes) {
+        case 1:
+            return coded_scores_kernel<type, 1>;
+        case 2:
+            return coded_scores_kernel<type, 2>;
+        case 4:
+            return coded_scores_kernel<type, 4>;
+        case 8:
+            return coded_scores_kernel<type, 8>;
+        case 16:
+            return coded_scores_kernel<type, 16>;
+        default:
+            return coded_scores_kernel<type, 32>;
+    }
+}
+
 template <int width>
 Kernel any_kernel(int lanes) {
     return lanes <= 4    ? any_scores_kernel<4, width>
@@ -302,7 +338,17 @@ struct Choice {
     int lanes;
 };
 
+Choice choose_for_codes(const KeyCodes& codes) {
+    const bool nibbles = codes.type == DomType::q4;
+    const int n_lane = nibbles ? 16 : 8, lanes = lanes_for(codes.n / n_lane);
+    if (codes.n % n_lane != 0 || codes.n > 32 * n_lane || reinterpret_cast<uintptr_t>(codes.code) % 8 != 0) {
+        return {any_codes_kernel, AnyCodes::lanes};
+    }
+    return {nibbles ? coded_kernel<DomType::q4>(lanes) : coded_kernel<DomType::int8>(lanes), lanes};
+}
+
 Choice choose_kernel(const KvView& kv, bool whole_key) {
+    if (kv.is_coded() && !whole_key) return choose_for_codes(kv.codes);
     const int n_rest = whole_key ? kv.head_dim - kv.n_dom : 0;
     const auto divides = [&](int width) {
         const bool dom = kv.n_dom % width == 0 && reinterpret_cast<uintptr_t>(kv.dom) % (2 * width) == 0;

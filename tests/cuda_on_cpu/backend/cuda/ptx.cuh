@@ -113,6 +113,11 @@ inline uint4 load_once(const void* global) {
     return *static_cast<const uint4*>(global);
 }
 
+inline uint2 load_once_8(const void* global) {
+    if (reinterpret_cast<uintptr_t>(global) % 8 != 0) on_cpu::fault("load_once_8: the address is not 8-byte aligned");
+    return *static_cast<const uint2*>(global);
+}
+
 inline void wait_for_previous() { on_cpu::block.waited_for_previous = true; }
 inline void start_next() {}
 

@@ -1,0 +1,3 @@
+#include "backend/cuda/linear_decode_launch.cuh"
+
+template void fasa::cuda::decode::launch_products<1, fasa::cuda::decode::Team::many>(Launch, const Job&, bool);
