@@ -22,6 +22,8 @@ from .generation import Completion, Sparsity, Timings, TokenLogprob, Usage
 from .gguf import GGUF
 from .llama import Llama, TextStream
 from .method import Method
+from .model import Plan
+from .planning import plan
 from .tokenizer import Tokenizer
 
 try:
@@ -44,6 +46,7 @@ __all__ = [
     "Llama",
     "Method",
     "OutOfMemoryError",
+    "Plan",
     "Sparsity",
     "TextStream",
     "Timings",
@@ -53,4 +56,5 @@ __all__ = [
     "Usage",
     "__version__",
     "calibrate",
+    "plan",
 ]

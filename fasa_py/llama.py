@@ -9,7 +9,6 @@ import sys
 import warnings
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import replace
 from inspect import GEN_CLOSED, getgeneratorstate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
@@ -23,14 +22,15 @@ from .errors import ContextFullError
 from .gate import Gate
 from .generation import ChatOptions, Completion, GenerateOptions, Generation, Piece, Request
 from .gguf import GGUF
-from .method import Method, k_dom_number, kv_placement
-from .model import Context, ContextSettings, Model, ModelInfo, Plan, Progress
+from .memory import memory_size
+from .method import Method
+from .model import Context, Model, ModelInfo, Plan, Progress
 from .openai import OpenAIStyle
+from .planning import advised, checked_settings, with_table
 from .progress import progress_bar
 from .sampling import SamplingParams, whole_number
 from .slots import Slots
 from .stop import StopMatcher
-from .table import load_table
 from .tokenizer import Tokenizer
 from .vocabulary import Vocabulary
 
@@ -99,7 +99,11 @@ class Llama(OpenAIStyle):
     n_threads
         CPU threads; None: all cores usable by this process.
     device
-        ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        ``cpu``, ``cuda`` or ``cuda:N``; ``auto``: the first GPU, if this build has CUDA and one can be used, else the
+        CPU. The attribute ``device`` and the log say which it is.
+    vram
+        GPU memory that may be taken, in bytes or as ``"8GiB"``: all of it counts, that of CUDA itself too. None: all
+        that is free.
     seed
         Used by every call that gives none; None (or, as in llama.cpp, -1 or 0xFFFFFFFF): a new random one each call
         (``Completion.seed`` says which).
@@ -138,7 +142,10 @@ class Llama(OpenAIStyle):
     OSError, FormatError, UnsupportedError
         The file cannot be read, is damaged, or needs something this build does not implement.
     OutOfMemoryError
-        Weights and context do not fit; the text has the numbers.
+        Weights and context do not fit: said before the weights are loaded, with what is missing and the largest n_ctx
+        that fits.
+    DeviceError
+        ``device="cuda"``, or a limit of its memory, and no GPU can be used.
     ValueError
         A setting is out of its range, or the method needs a table and neither file nor ``table`` has one.
     """
@@ -155,6 +162,7 @@ class Llama(OpenAIStyle):
         n_seq: int = 1,
         n_threads: int | None = None,
         device: str = "auto",
+        vram: int | str | None = None,
         seed: int | None = None,
         verbose: bool = False,
         chat_template: str | None = None,
@@ -181,42 +189,39 @@ class Llama(OpenAIStyle):
             device = "cpu"
         compat.note_differences(options)
         self._seed = None if seed in compat.RANDOM_SEEDS else whole_number("seed", seed, 0, 2**64 - 1)
-        n_ctx = whole_number("n_ctx", n_ctx or 0, 0, 2**31 - 1)
-        n_batch = whole_number("n_batch", n_batch, 1, 2**20)
-        n_seq = whole_number("n_seq", n_seq, 1, 4096)
         n_threads = n_threads if n_threads is None else whole_number("n_threads", n_threads, 1, 4096)
         asked = Method.of(
             method, paper, granularity, n_tip=n_tip, n_fac=n_fac, n_sink=n_sink, n_recent=n_recent,
             dense_layers=dense_layers, criterion=criterion,
         )  # fmt: skip
-        kv_placement(kv)
-        k_dom_number(k_dom)
-        if kv_cache_rows is not None:
-            kv_cache_rows = whole_number("kv_cache_rows", kv_cache_rows, 0, 2**28)
+        settings = checked_settings(n_ctx, n_batch, n_seq, asked, kv, k_dom, kv_cache_rows)
+        vram_bytes = memory_size(vram)
 
         self.path = default_model() if path is None and model_path is None else Path(path or model_path or "")
         self._gguf = GGUF(self.path)
         compat.check_chat_format(
             options.get("chat_format"), chat_template is not None or "tokenizer.chat_template" in self._gguf.metadata
         )
+        planned = Model(self._gguf, device, n_threads, ignore_table=self._ignore_table, vram=vram_bytes, plan_only=True)
+        settings = with_table(settings, planned, table)
+        planned.check_plan(settings)  # what will not fit is said before the weights are loaded
         with progress_bar(f"loading {self.path.name}") as progress:
-            self._model = Model(self._gguf, device, n_threads, progress, self._ignore_table)
+            self._model = Model(self._gguf, device, n_threads, progress, self._ignore_table, vram_bytes)
         self.info: ModelInfo = self._model.info
         self._vocabulary = Vocabulary(self._gguf, self.info.n_vocab)
         self._chat_template_choice = chat_template
         self._chat_template: ChatTemplate | None = None
-        self._table = None if table is None else load_table(self._model, table)
-        settings = ContextSettings(n_ctx, n_batch, n_seq, self._advised(asked), self._table, kv, k_dom, kv_cache_rows)
+        self._table = settings.table
         self._context = Context(self._model, settings)
         self._method = self._context.method
         self._slots = Slots(self._context)
-        if n_ctx > self.info.n_ctx_train:
+        if settings.n_ctx > self.info.n_ctx_train:
             warnings.warn(
                 f"n_ctx {n_ctx} is more than the {self.info.n_ctx_train} tokens that {self.path.name} was trained for: "
                 "expect poor text beyond them",
                 stacklevel=2,
             )
-        if n_ctx == 0 and self.n_ctx < self.info.n_ctx_train:
+        if settings.n_ctx == 0 and self.n_ctx < self.info.n_ctx_train:
             warnings.warn(
                 f"memory suffices for n_ctx = {self.n_ctx} tokens, not for the {self.info.n_ctx_train} that "
                 f"{self.path.name} was trained for",
@@ -224,6 +229,10 @@ class Llama(OpenAIStyle):
             )
         if verbose:
             self._report()
+
+    def __repr__(self) -> str:
+        placement = ", split KV cache" if self._context.plan.kv == "split" else ""
+        return f"<Llama {self.path.name!r} on {self.device}, n_ctx {self._context.n_ctx}{placement}>"
 
     @classmethod
     def from_pretrained(
@@ -257,9 +266,6 @@ class Llama(OpenAIStyle):
         )  # fmt: skip
         return cls(path, **options)
 
-    def __repr__(self) -> str:
-        return f"Llama({str(self.path)!r}, device={self.info.device!r}, n_ctx={self.n_ctx}, kv={self.plan.kv!r})"
-
     def _report(self) -> None:
         info, plan = self.info, self._context.plan
         print(
@@ -269,6 +275,8 @@ class Llama(OpenAIStyle):
             f"KV cache {plan.kv_bytes / 2**20:.0f} MiB (dominant keys {plan.kv_dom_bytes / 2**20:.0f} MiB"
             f"{', the rest in host memory' if plan.kv == 'split' else ''}), "
             f"scratch {plan.scratch_bytes / 2**20:.0f} MiB\n"
+            f"memory: {plan.device_bytes / 2**20:.0f} MiB of the device's, "
+            f"{plan.host_bytes / 2**20:.0f} MiB of the host's\n"
             f"attention: {self.method}",
             file=sys.stderr,
         )
@@ -281,13 +289,18 @@ class Llama(OpenAIStyle):
         return self._context.n_ctx
 
     @property
+    def device(self) -> str:
+        """What the model runs on: ``cpu (avx2, 8 threads)``, ``cuda:0 (NVIDIA H200)``."""
+        return self.info.device
+
+    @property
     def n_vocab(self) -> int:
         """Rows of the model's output."""
         return self.info.n_vocab
 
     @property
     def plan(self) -> Plan:
-        """Bytes that weights, KV cache and scratch take."""
+        """Bytes that weights, KV cache and scratch take, on device and host; :func:`fasa_py.plan` knows them before."""
         return self._context.plan
 
     @property
@@ -308,15 +321,9 @@ class Llama(OpenAIStyle):
         """
         asked = Method.of(method, paper, **settings)
         with self._turn():
-            self._context.set_method(self._advised(asked))
+            self._context.set_method(advised(asked, self._table))
             self._method = self._context.method
             return self._method
-
-    def _advised(self, method: Method) -> Method:
-        """With the n_tip that a table given by hand recommends; of the file's own table, the engine knows."""
-        if self._table is None or method.n_tip is not None:
-            return method
-        return replace(method, n_tip=self._table.n_tip)
 
     @property
     def metadata(self) -> Mapping[str, Any]:

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ._native import check, ffi, lib, text
-from .errors import CancelledError, UnsupportedError
+from .errors import CancelledError
 from .gguf import GGUF, path_bytes
 from .method import Method, k_dom_number, kv_name, kv_placement
 from .sampling import SamplingParams
@@ -168,6 +168,33 @@ def build_info() -> BuildInfo:
     return _fields(BuildInfo, out)
 
 
+@dataclass(frozen=True)
+class GpuInfo:
+    """A GPU as the CUDA backend sees it. Versions: 12040 is CUDA 12.4."""
+
+    name: str
+    capability_major: int
+    capability_minor: int
+    n_multiprocessors: int
+    memory_bytes: int
+    driver_version: int  # the newest CUDA that the driver serves
+    runtime_version: int  # that the library was built with
+    supported: bool  # the kernels run on it
+
+
+def gpus() -> tuple[list[GpuInfo], str]:
+    """The GPUs that this library can see; and when there are none, why."""
+    reason = ffi.new("const char **")
+    n = lib.fasa_gpu_count(reason)
+    why = text(reason[0])
+    found = []
+    for index in range(n):
+        out = ffi.new("fasa_gpu_info *")
+        check(lib.fasa_gpu_info_get(out, index))
+        found.append(_fields(GpuInfo, out))
+    return found, why
+
+
 def supported() -> tuple[str, str]:
     """Architectures and tensor types that the engine implements, comma-separated."""
     return text(lib.fasa_supported_archs()), text(lib.fasa_supported_dtypes())
@@ -209,15 +236,10 @@ def parse_device(device: str) -> tuple[int, int]:
     """``auto``, ``cpu``, ``cuda`` or ``cuda:N`` as (device kind, index).
 
     :raises ValueError: for any other text
-    :raises UnsupportedError: for CUDA in a build without it; says why
     """
     match = re.fullmatch(r"(auto|cpu|cuda)(?::(\d{1,3}))?", device) if isinstance(device, str) else None
     if match is None or (match[2] and match[1] != "cuda"):
         raise ValueError(f'device must be "auto", "cpu", "cuda" or "cuda:<index>", not {device!r}')
-    if match[1] == "cuda" and not build_info().cuda:
-        raise UnsupportedError(
-            "this version of fasa has no CUDA backend, only the one for the CPU: use device='cpu' or 'auto'"
-        )
     kinds = {"auto": lib.FASA_DEVICE_AUTO, "cpu": lib.FASA_DEVICE_CPU, "cuda": lib.FASA_DEVICE_CUDA}
     return kinds[match[1]], int(match[2] or 0)
 
@@ -230,6 +252,12 @@ class Model:
     :param n_threads: CPU threads; None: all cores usable by this process
     :param progress: called with the fraction loaded; an exception in it stops the load
     :param ignore_table: load as if the file carried no calibration table, so that a damaged one can be replaced
+    :param vram: bytes of the GPU's memory that may be taken, all that CUDA takes counted in; 0: all that is free
+    :param plan_only: check file and device, but take no memory: for :attr:`info`, :meth:`plan` and tables. With vram,
+        where no GPU can be seen, one is assumed
+    :raises OutOfMemoryError: the weights do not fit; nothing was uploaded
+    :raises UnsupportedError: the file or the device is one that this build does not implement
+    :raises DeviceError: there is no GPU that can be used
     """
 
     def __init__(
@@ -239,6 +267,8 @@ class Model:
         n_threads: int | None = None,
         progress: Progress | None = None,
         ignore_table: bool = False,
+        vram: int = 0,
+        plan_only: bool = False,
     ) -> None:
         interrupt = _Interrupt()
         callback = interrupt.progress_callback(progress)
@@ -248,6 +278,8 @@ class Model:
         params.n_threads = n_threads or 0
         params.progress = callback
         params.ignore_table = ignore_table
+        params.device_memory_max = vram
+        params.plan_only = plan_only
         out = ffi.new("fasa_model **")
         interrupt.check(lib.fasa_model_load(out, gguf._handle, params))
         self._handle: Any = ffi.gc(out[0], lib.fasa_model_free)
@@ -265,6 +297,15 @@ class Model:
         out = ffi.new("fasa_plan *")
         check(lib.fasa_plan_get(out, self._handle, (settings or ContextSettings()).params()))
         return _plan(out)
+
+    def check_plan(self, settings: ContextSettings) -> None:
+        """Nothing, if a context with these settings fits.
+
+        :raises OutOfMemoryError: it does not; the text names what is missing and the largest n_ctx that fits
+        """
+        out = ffi.new("fasa_plan *")
+        check(lib.fasa_plan_get(out, self._handle, settings.params()))
+        check(lib.fasa_plan_check(out))
 
     def close(self) -> None:
         """Let go of the weights; they are freed when no context and no call uses them any more."""

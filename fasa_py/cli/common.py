@@ -25,11 +25,19 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_file_argument(group)
     group.add_argument("--hf", metavar="OWNER/NAME", help="repository of the Hugging Face hub to take the model from")
     group.add_argument("--hf-file", metavar="GLOB", default="*", help="which of its GGUF files, e.g. '*q4_k_m.gguf'")
-    group.add_argument("-c", "--ctx", type=int, metavar="N", help="context in tokens (default: trained, or what fits)")
+    group.add_argument(
+        "-c", "--ctx", "--n-ctx", type=int, metavar="N", help="context in tokens (default: trained, or what fits)"
+    )
     group.add_argument("--batch", type=int, metavar="N", default=512, help="prompt tokens processed at once")
     group.add_argument("-t", "--threads", type=int, metavar="N", help="CPU threads (default: all usable cores)")
-    group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    add_device_arguments(group)
     group.add_argument("--chat-template", metavar="NAME|SOURCE", help="instead of the file's default template")
+
+
+def add_device_arguments(group: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    """Where the model runs, and how much of that it may take."""
+    group.add_argument("--device", default="auto", help="auto (a GPU if one can be used), cpu, cuda or cuda:N")
+    group.add_argument("--vram", metavar="SIZE", help="GPU memory that may be taken in all, e.g. 8GiB (default: all)")
 
 
 def add_model_file_argument(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
@@ -61,7 +69,7 @@ def add_method_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--k-dom", default="f16", metavar="TYPE", help="dominant keys: f16 (default), int8 or q4")
 
 
-_METHOD = (
+METHOD_ARGUMENTS = (
     "method",
     "n_tip",
     "n_fac",
@@ -79,7 +87,7 @@ _METHOD = (
 
 def method_options(args: argparse.Namespace) -> dict[str, Any]:
     """Keyword arguments of Llama that say how to attend, those that were given."""
-    return {name: getattr(args, name) for name in _METHOD if getattr(args, name) is not None}
+    return {name: getattr(args, name) for name in METHOD_ARGUMENTS if getattr(args, name) is not None}
 
 
 def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
@@ -117,6 +125,7 @@ def load_model(args: argparse.Namespace, **options: Any) -> Llama:
         "n_batch": args.batch,
         "n_threads": args.threads,
         "device": args.device,
+        "vram": args.vram,
         "chat_template": args.chat_template,
         "verbose": args.verbose,
     }

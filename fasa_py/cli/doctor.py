@@ -9,7 +9,7 @@ from .. import __version__
 from .._native import library_path
 from ..errors import UnsupportedError
 from ..llama import default_model
-from ..model import build_info, supported
+from ..model import build_info, gpus, supported
 from .common import console, size, table
 
 
@@ -28,7 +28,7 @@ def run(_args: argparse.Namespace) -> int:
         ("instruction set", f"{build.cpu_isa} ({build.cpu_isa_reason}; built: {build.cpu_isa_built})"),
         ("memory available", size(build.memory_available)),
         ("CUDA", f"{'built' if build.cuda else 'not built'}: {build.cuda_reason}"),
-        ("device used", "cuda" if build.cuda else "cpu, because CUDA was not built"),
+        *_gpus(),
         ("architectures", archs),
         ("tensor types", dtypes),
         ("demo model", default_model()),
@@ -37,3 +37,25 @@ def run(_args: argparse.Namespace) -> int:
     if build.cpu_isa == "none":
         raise UnsupportedError(build.cpu_isa_reason)
     return 0
+
+
+def _gpus() -> list[tuple[object, ...]]:
+    """A row for every GPU, and what device="auto" makes of them."""
+    found, reason = gpus()
+    rows: list[tuple[object, ...]] = []
+    for i, gpu in enumerate(found):
+        facts = [
+            gpu.name,
+            size(gpu.memory_bytes),
+            f"compute capability {gpu.capability_major}.{gpu.capability_minor}",
+            f"{gpu.n_multiprocessors} multiprocessors",
+            f"driver for CUDA {_version(gpu.driver_version)}, built with {_version(gpu.runtime_version)}",
+        ]
+        if not gpu.supported:
+            facts.append("too old: 7.5 or newer is needed")
+        rows.append((f"cuda:{i}", ", ".join(facts)))
+    return [*rows, ("device auto", "cuda:0" if found else f"cpu: {reason}")]
+
+
+def _version(number: int) -> str:
+    return f"{number // 1000}.{number % 1000 // 10}"

@@ -6,15 +6,29 @@ import argparse
 import math
 from collections import Counter
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.console import Console
+from rich.text import Text
 
 from ..calibration import CalibrationTable, read_table
 from ..gguf import GGUF, TensorInfo
 from ..llama import default_model
+from ..method import Method
 from ..model import supported
-from .common import add_model_file_argument, console, size, table
+from ..planning import checked_settings, describe
+from .common import (
+    METHOD_ARGUMENTS,
+    add_device_arguments,
+    add_method_arguments,
+    add_model_file_argument,
+    console,
+    method_options,
+    size,
+    table,
+)
 
 _CONTEXTS = (2048, 8192, 32768, 131072)
 
@@ -24,6 +38,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", nargs="?", help="the same as --model")
     parser.add_argument("--tensors", action="store_true", help="list every tensor")
     parser.add_argument("--metadata", action="store_true", help="list every metadata key")
+    group = parser.add_argument_group("plan", "Memory that the model would take; shown when any of these is given.")
+    group.add_argument("-c", "--ctx", "--n-ctx", type=int, metavar="N", help="context in tokens")
+    group.add_argument("--batch", type=int, default=512, metavar="N", help="prompt tokens processed at once")
+    group.add_argument("--seq", type=int, default=1, metavar="N", help="conversations kept at the same time")
+    add_device_arguments(group)
+    add_method_arguments(parser)
+    parser.set_defaults(asked_for_plan=lambda args: _differs(parser, args))
+
+
+def _differs(parser: argparse.ArgumentParser, args: argparse.Namespace) -> bool:
+    """Whether any argument that a plan depends on was given."""
+    names = ("ctx", "batch", "seq", "device", "vram", *METHOD_ARGUMENTS)
+    return any(getattr(args, name) != parser.get_default(name) for name in names)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -43,7 +70,41 @@ def run(args: argparse.Namespace) -> int:
         if args.tensors:
             rows = ((t.name, t.dtype, _shape(t), t.n_bytes, t.offset, t.file) for t in gguf.tensors)
             out.print(table("Tensors", rows, ("name", "type", "shape", "bytes", "offset", "file")))
+    if args.asked_for_plan(args):
+        _print_plan(out, gguf.path, args)
     return 0
+
+
+def _print_plan(out: Console, path: Path, args: argparse.Namespace) -> None:
+    """Memory by what takes it and where, what there is, and what would fit."""
+    options = method_options(args)
+    kv, k_dom, kv_cache_rows = options.pop("kv"), options.pop("k_dom"), options.pop("kv_cache_rows", None)
+    settings = checked_settings(
+        args.ctx,
+        args.batch,
+        args.seq,
+        Method.of(options.pop("method", "auto"), **options),
+        kv,
+        k_dom,
+        kv_cache_rows,
+    )
+    info, plan = describe(path, settings, device=args.device, vram=args.vram)
+    rows: list[tuple[object, ...]] = [
+        ("weights", plan.weights_device_bytes, plan.weights_host_bytes),
+        ("KV cache", plan.kv_device_bytes, plan.kv_host_bytes),
+        ("scratch", plan.scratch_device_bytes, plan.scratch_host_bytes),
+        ("CUDA itself, at most", plan.system_device_bytes, 0),
+        ("in all", plan.device_bytes, plan.host_bytes),
+        ("available", plan.device_available, plan.host_available),
+        ("missing", plan.device_missing, plan.host_missing),
+    ]
+    placement = ", KV cache split between it and the host" if plan.kv == "split" else ""
+    title = f"Plan: {plan.n_ctx:,} tokens on {info.device}{placement}"
+    cells = ((name, device, size(device), host, size(host)) for name, device, host in rows)
+    out.print(table(title, cells, ("bytes of", "device", "", "host", "")))
+    largest = f"largest context that fits: {plan.n_ctx_max:,} tokens" if plan.n_ctx_max else "no context fits"
+    trained = f" (trained: {info.n_ctx_train:,})" if plan.n_ctx_max > info.n_ctx_train else ""
+    out.print(Text(f"{'it fits' if plan.fits else 'it does not fit'}; {largest}{trained}"))
 
 
 def kv_bytes_per_token(metadata: Mapping[str, Any]) -> int | None:

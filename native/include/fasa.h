@@ -120,13 +120,29 @@ typedef struct fasa_build_info {
     uint64_t     memory_available;     /* bytes, cgroup counted in */
 } fasa_build_info;
 
+/* A GPU, as the CUDA backend sees it. Versions: 12040 is 12.4. */
+typedef struct fasa_gpu_info {
+    char     name[256];
+    int32_t  capability_major, capability_minor;
+    int32_t  n_multiprocessors;
+    uint64_t memory_bytes;
+    int32_t  driver_version;           /* the newest CUDA that the driver serves */
+    int32_t  runtime_version;          /* the CUDA that the library was built with */
+    bool     supported;                /* its compute capability is one that the kernels need */
+} fasa_gpu_info;
+
 typedef struct fasa_model_params {
-    fasa_device_kind device;
+    fasa_device_kind device;           /* auto: the first GPU if one can be used, else the CPU; the log says which */
     int32_t          device_index;
     int32_t          n_threads;        /* 0: all usable cores */
     fasa_progress_fn progress;         /* or NULL */
     void *           progress_user;
     bool             ignore_table;     /* load as if the file had no calibration table: to replace a damaged one */
+    uint64_t         device_memory_max;/* bytes of the GPU's memory that may be taken, all that CUDA takes counted in;
+                                          0: all that is free */
+    bool             plan_only;        /* check file and device, but take no memory and upload nothing: a model for
+                                          fasa_plan_get, fasa_model_info_get and fasa_table_create. With
+                                          device_memory_max, and where no GPU can be seen, one is assumed */
 } fasa_model_params;
 
 typedef struct fasa_model_info {
@@ -233,6 +249,9 @@ FASA_API uint32_t     fasa_abi_version(void);
 FASA_API const char * fasa_error_message(void);
 FASA_API void         fasa_log_set(fasa_log_fn fn, void * user);
 FASA_API void         fasa_build_info_get(fasa_build_info * out);
+/* GPUs that the CUDA backend sees; when there are none, why, in reason (which may be NULL), until the next call. */
+FASA_API int32_t      fasa_gpu_count(const char ** reason);
+FASA_API fasa_status  fasa_gpu_info_get(fasa_gpu_info * out, int32_t index);
 FASA_API const char * fasa_supported_archs(void);   /* "llama, qwen2, qwen3" */
 FASA_API const char * fasa_supported_dtypes(void);  /* "F32, F16, ..." */
 
@@ -254,6 +273,8 @@ FASA_API void         fasa_model_info_get(fasa_model_info * out, const fasa_mode
 /* context */
 FASA_API void         fasa_context_params_default(fasa_context_params * out);
 FASA_API fasa_status  fasa_plan_get(fasa_plan * out, const fasa_model * model, const fasa_context_params * params);
+/* FASA_ERROR_MEMORY when it does not fit: the text names what is missing and what would fit. */
+FASA_API fasa_status  fasa_plan_check(const fasa_plan * plan);
 FASA_API fasa_status  fasa_context_create(fasa_context ** out, const fasa_model * model, const fasa_context_params * params);
 FASA_API void         fasa_context_free(fasa_context * ctx);
 FASA_API void         fasa_context_plan(fasa_plan * out, const fasa_context * ctx);

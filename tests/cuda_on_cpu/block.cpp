@@ -17,6 +17,8 @@
 #include <numeric>
 #include <random>
 
+#include "queue.h"
+
 namespace on_cpu {
 
 Thread* running = nullptr;
@@ -170,7 +172,7 @@ void poison_static_shared() {
     fault("touches memory that is not there, or a vector at an address that is not aligned");
 }
 
-void on_signal(int number, siginfo_t*, void* context) {
+void on_signal(int number, siginfo_t* info, void* context) {
 #if defined(__x86_64__)
     if (running) {
         auto& registers = static_cast<ucontext_t*>(context)->uc_mcontext.gregs;
@@ -180,6 +182,7 @@ void on_signal(int number, siginfo_t*, void* context) {
     }
 #endif
     (void)context;
+    if (!running && is_device_memory(info->si_addr, 1)) std::fputs("the host touches device memory\n", stderr);
     signal(number, SIG_DFL);
 }
 

@@ -25,6 +25,7 @@ struct Kernel {
     size_t shared_bytes = 0;
     bool overlap = false;
     std::function<void()> body;  // of one thread
+    bool takes_host_address = false;
 };
 
 // Whether any GPU has such a grid, such blocks and so much shared memory.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
@@ -10,15 +9,13 @@ import pytest
 from fasa_py.gguf import GGUF
 from fasa_py.model import ContextSettings, Model, Plan
 
-DEVICE = os.environ.get("FASA_TEST_DEVICE", "cpu")
-
 
 @pytest.fixture
-def tiny_model(tiny_path: Path) -> Model:
-    return Model(GGUF(tiny_path), DEVICE, n_threads=1)
+def tiny_model(tiny_path: Path, device: str) -> Model:
+    return Model(GGUF(tiny_path), device, n_threads=1)
 
 
-def test_parts_add_up(tiny_model: Model) -> None:
+def test_parts_add_up(tiny_model: Model, device: str) -> None:
     for settings in (ContextSettings(), ContextSettings(n_ctx=100, n_batch=30, n_seq=3)):
         p = tiny_model.plan(settings)
         assert p.device_bytes == (
@@ -29,7 +26,7 @@ def test_parts_add_up(tiny_model: Model) -> None:
         info = tiny_model.info
         assert p.kv_bytes == 4 * info.n_layer * info.n_head_kv * info.head_dim * p.n_ctx * max(1, settings.n_seq)
         assert p.fits and p.device_missing == p.host_missing == 0
-        assert (p.device_bytes == 0) == (DEVICE == "cpu")
+        assert (p.device_bytes == 0) == (device == "cpu")
         assert p.n_ctx == (settings.n_ctx or info.n_ctx_train) < p.n_ctx_max
 
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from devices import ON_GPU, each_device
 from engine import Engine, Table
 from tiny_models import TinyModel, write
 
-DEVICE = os.environ.get("FASA_TEST_DEVICE", "cpu")
+pytestmark = each_device
+on_gpu = pytest.mark.parametrize("device", [ON_GPU], indirect=True)  # host memory is the device's own elsewhere
 
 N_PROMPT, N_STEPS = 60, 5
 TOKENS = [(7 * i * i + 3 * i) % 131 for i in range(4 * N_PROMPT)]
@@ -138,19 +139,19 @@ def test_other_methods_set_later(llama: tuple[Path, TinyModel]) -> None:
 
 
 @pytest.mark.parametrize("method", ["sparse", "a dense layer"])
-def test_the_plan_knows_where_rows_lie(llama: tuple[Path, TinyModel], method: str) -> None:
+def test_the_plan_knows_where_rows_lie(llama: tuple[Path, TinyModel], method: str, device: str) -> None:
     m, plans = llama[1], {}
     for kv in ("device", "split"):
         with open_engine(llama, METHODS[method], kv, n_seq=2) as engine:
             plans[kv] = engine.plan()
     n_split = m.n_layer - METHODS[method]["dense_layers"]
     rows = 2 * m.n_head_kv * 256 * n_split * 2 * (2 * m.head_dim - 2 * FASA["n_tip"])
-    device, split = plans["device"], plans["split"]
-    assert device.kv_device_bytes + device.kv_host_bytes == split.kv_device_bytes + split.kv_host_bytes
-    if DEVICE == "cuda":
-        assert (device.kv_host_bytes, split.kv_host_bytes) == (0, rows)
-        assert split.row_cache_bytes == device.row_cache_bytes == 0
-        assert split.kv_device_bytes >= split.kv_dom_bytes == device.kv_dom_bytes
+    whole, split = plans["device"], plans["split"]
+    assert whole.kv_device_bytes + whole.kv_host_bytes == split.kv_device_bytes + split.kv_host_bytes
+    if device == "cuda":
+        assert (whole.kv_host_bytes, split.kv_host_bytes) == (0, rows)
+        assert split.row_cache_bytes == whole.row_cache_bytes == 0
+        assert split.kv_device_bytes >= split.kv_dom_bytes == whole.kv_dom_bytes
         assert split.host_bytes == split.kv_host_bytes + split.scratch_host_bytes
     else:
         assert split.kv_device_bytes == 0
@@ -195,7 +196,7 @@ class CacheOfRows:
         return len(tags) - len(missing)
 
 
-@pytest.mark.skipif(DEVICE == "cpu", reason="host memory needs no cache on the CPU")
+@on_gpu
 @pytest.mark.parametrize("n_rows", [1, 40, 96, 0])
 def test_counts_of_the_cache_of_rows(llama: tuple[Path, TinyModel], n_rows: int) -> None:
     m, n_steps = llama[1], 12
@@ -218,7 +219,7 @@ def test_counts_of_the_cache_of_rows(llama: tuple[Path, TinyModel], n_rows: int)
     assert stats.pcie_bytes == row_bytes * (n_read - n_hit + n_token_rows * (N_PROMPT + n_steps))
 
 
-@pytest.mark.skipif(DEVICE == "cpu", reason="nothing crosses a bus on the CPU")
+@on_gpu
 def test_bytes_that_cross_the_bus(llama: tuple[Path, TinyModel]) -> None:
     m = llama[1]
     row_bytes, n_rows = 2 * (2 * m.head_dim - 2 * FASA["n_tip"]), (m.n_layer - 1) * m.n_head_kv
@@ -234,7 +235,7 @@ def test_bytes_that_cross_the_bus(llama: tuple[Path, TinyModel]) -> None:
     assert stats.pcie_bytes == row_bytes * n_rows * (n_written + n_dense + n_sparse + n_past)
 
 
-@pytest.mark.skipif(DEVICE == "cpu", reason="all rows are in host memory on the CPU")
+@on_gpu
 def test_dense_steps_read_few_rows_of_host_memory(llama: tuple[Path, TinyModel]) -> None:
     def opened(n_rows: int, **changes: Any) -> Engine:
         return open_engine(llama, {**FASA, **changes}, "split", kv_cache_rows=n_rows)

@@ -19,10 +19,12 @@ struct OpsLimits {
     int64_t n_in_max;  // values in an input row of `linear`
     int n_head, n_head_kv, head_dim;
     int n_ctx;
-    int64_t n_weight_max = 0;  // values of the largest matrix; 0: unknown
-    // Rows of the KV cache in host memory: values of one (0: none lie there), layers whose rows do, and rows that a
-    // cache on the device has of every layer and KV head.
-    int32_t host_row_values = 0, n_host_layer = 0, n_cache_row = 0;
+    int64_t n_weight_max = 0;     // values of the largest matrix; 0: unknown
+    int32_t host_row_values = 0;  // values of a row of the KV cache in host memory; 0: none lie there
+    int n_layer = 0;              // of the model, for runs that are kept; 0: none are
+    // Of the KV cache in host memory: layers whose rows lie there, and rows that a cache on the device has of every
+    // such layer and KV head.
+    int32_t n_host_layer = 0, n_cache_row = 0;
     int32_t n_seq = 1;
 };
 
@@ -51,6 +53,11 @@ class Ops {
     // of the same key comes: so body must call the same ops with the same arguments, rows apart, whenever it has that
     // key. Key 0: never kept.
     virtual void run(uint64_t key, const std::function<void()>& body) = 0;
+    // Keeps what body calls for the begun batch, unless it is kept already, without doing it. A later run of this key
+    // then finds it. Where nothing is ever kept, nothing happens.
+    virtual void keep(uint64_t key, const std::function<void()>& body) = 0;
+    // What is kept of a run serves batches whose n_pos_max is greater too, up to this.
+    virtual int32_t last_length(int32_t n_pos_max) const = 0;
     // Forgets what was kept of runs.
     virtual void forget_runs() = 0;
     // Returns when everything asked for is done.
@@ -62,9 +69,13 @@ class Ops {
     // n values for the host to read, once everything asked for is done; valid until the next call of an op.
     virtual const float* on_host(const float* x, int64_t n) = 0;
     virtual const int32_t* on_host(const int32_t* x, int64_t n) = 0;
+    // to[0 .. n) = from[0 .. n), both on the device.
+    virtual void copy(float* to, const float* from, int64_t n) = 0;
 
     // x[i] = row token[i] of w for the tokens of the batch. x [n][n_embd]
     virtual void embed(float* x, const WeightView& w) = 0;
+    // Does what has to be done once for a matrix of `linear`, which else its first product does.
+    virtual void prepare(const WeightView& w) = 0;
     // Products that share their input of n rows: y = x wᵀ (+ bias) (+ y).
     virtual void linear(const LinearOut* out, int n_products, const LinearIn& in, int n) = 0;
     // gate.y = silu(gate) * up, products of the same input. up.y may be written too.
@@ -101,6 +112,18 @@ class Ops {
     // similarity[head_kv][pos] = mean cosine between the key at pos and the others below n_pos; [n_head_kv][n_ctx]. A
     // key of zeros is similar to none.
     virtual void key_similarity(float* similarity, const KvView& kv, int32_t seq, int32_t n_pos) = 0;
+
+    // Small steps of single methods, on scores [n_set][n_ctx].
+    // scores[set][first .. first + n) = 0
+    virtual void clear_scores(float* scores, int n_set, int32_t first, int32_t n) = 0;
+    // scores[set][pos] = -infinity for the positions below n_pos that are not in the set's list.
+    virtual void keep_listed(float* scores, int32_t n_pos, const Selection& selection) = 0;
+    // scores[set][i] = the mean over page i, for all pages of `page` positions that begin below n_pos.
+    virtual void average_pages(float* scores, int n_set, int32_t page, int32_t n_pos) = 0;
+    // Lists of pages, that of position n_pos - 1 the last of each, become lists of their positions.
+    virtual void expand_pages(Selection& selection, int32_t page, int32_t n_pos) = 0;
+    // bounds[set] = the sums of the set's heads' max(q, 0), then of min(q, 0): [n_set][2][head_dim].
+    virtual void bound_queries(float* bounds, int n_set, const float* q, int n_head, int head_dim) = 0;
 };
 
 class Device {
@@ -116,10 +139,10 @@ class Device {
     virtual void copy(void* to, const void* from, size_t n_bytes) const = 0;
     // Whether `buffer` is memory apart from the host's.
     virtual bool has_own_memory() const = 0;
-    // Bytes that can be taken by buffer now.
-    virtual uint64_t memory_available() const = 0;
-    // Bytes of its memory that the device itself needs, outside all buffers. They count as taken.
+    // Bytes that the device itself needs of its memory, outside all buffers.
     virtual uint64_t system_bytes() const = 0;
+    // Bytes that there are now for new buffers and for system_bytes, together.
+    virtual uint64_t memory_available() const = 0;
     // Bytes that a matrix takes on the device; 0: it is used where it lies.
     virtual size_t weight_bytes(const WeightView& w) const = 0;
     // Puts matrices of the file on a device that does not use them where they lie; their views are then for ops. Calls
@@ -136,10 +159,15 @@ class Device {
 
 std::unique_ptr<Device> make_cpu_device(int n_threads);
 #if FASA_HAS_CUDA
-// Whether a GPU is visible; if not, why, in `reason`.
-bool cuda_visible(std::string* reason);
-// Throws ARGUMENT for an index that is not there, DEVICE when the GPU cannot be used.
-std::unique_ptr<Device> make_cuda_device(int index, int n_threads);
+// How many GPUs can be seen; when none, why, in `reason`.
+int n_visible_gpus(std::string* reason);
+// Throws ARGUMENT for an index that is not there, DEVICE.
+fasa_gpu_info describe_gpu(int index);
+// memory_max: bytes of its memory that may be taken, 0: all that is free. Throws ARGUMENT for an index that is not
+// there, DEVICE when the GPU cannot be used.
+std::unique_ptr<Device> make_cuda_device(int index, int n_threads, uint64_t memory_max);
+// A GPU with so much memory that is not there: for plans only.
+std::unique_ptr<Device> make_assumed_gpu(int n_threads, uint64_t memory);
 #endif
 
 }  // namespace fasa

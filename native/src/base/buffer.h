@@ -3,26 +3,28 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <utility>
 
 namespace fasa {
 
 class Buffer {
    public:
-    using Release = void (*)(void* data, size_t n_bytes);
+    using Release = std::function<void(void* data, size_t n_bytes)>;
 
     Buffer() = default;
     // Host memory. Throws Error(MEMORY) naming `what` and the size when the system refuses.
     Buffer(size_t n_bytes, const char* what);
     // Memory of another kind, which release gives back.
-    Buffer(void* data, size_t n_bytes, Release release) : data_(data), n_bytes_(n_bytes), release_(release) {}
+    Buffer(void* data, size_t n_bytes, Release release)
+        : data_(data), n_bytes_(n_bytes), release_(std::move(release)) {}
     ~Buffer() {
         if (data_) release_(data_, n_bytes_);
     }
     Buffer(Buffer&& other) noexcept
         : data_(std::exchange(other.data_, nullptr)),
           n_bytes_(std::exchange(other.n_bytes_, 0)),
-          release_(other.release_) {}
+          release_(std::move(other.release_)) {}
     Buffer& operator=(Buffer&& other) noexcept {
         std::swap(data_, other.data_);
         std::swap(n_bytes_, other.n_bytes_);
@@ -36,7 +38,7 @@ class Buffer {
    private:
     void* data_ = nullptr;
     size_t n_bytes_ = 0;
-    Release release_ = nullptr;
+    Release release_;
 };
 
 // Hands out 64-byte aligned arrays from one buffer. A first pass without memory measures, a second one hands out, so

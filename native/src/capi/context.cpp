@@ -50,6 +50,13 @@ fasa_status fasa_plan_get(fasa_plan* out, const fasa_model* model, const fasa_co
     });
 }
 
+fasa_status fasa_plan_check(const fasa_plan* plan) {
+    return guard([&] {
+        require(plan, "plan");
+        check_plan(*plan);
+    });
+}
+
 fasa_status fasa_context_create(fasa_context** out, const fasa_model* model, const fasa_context_params* params) {
     return guard([&] {
         require(out, "out");

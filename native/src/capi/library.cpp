@@ -2,6 +2,7 @@
 #include <cstdio>
 #include <string>
 
+#include "backend/backend.h"
 #include "base/cpu.h"
 #include "base/dtype.h"
 #include "base/log.h"
@@ -69,6 +70,31 @@ void fasa_build_info_get(fasa_build_info* out) {
     guard([&] {
         add_cpu(*out);
         out->memory_available = memory_available();
+    });
+}
+
+int32_t fasa_gpu_count(const char** reason) {
+    static thread_local std::string why;
+    int32_t n = 0;
+    why.clear();
+#if FASA_HAS_CUDA
+    guard([&] { n = n_visible_gpus(&why); });
+#else
+    why = "this build has no CUDA backend (" FASA_CUDA_REASON ")";
+#endif
+    if (reason) *reason = why.c_str();
+    return n;
+}
+
+fasa_status fasa_gpu_info_get(fasa_gpu_info* out, int32_t index) {
+    return guard([&] {
+        require(out, "out");
+#if FASA_HAS_CUDA
+        *out = describe_gpu(index);
+#else
+        fail(FASA_ERROR_ARGUMENT, "GPU %d does not exist: this build has no CUDA backend (%s)", index,
+             FASA_CUDA_REASON);
+#endif
     });
 }
 

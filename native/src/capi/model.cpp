@@ -7,26 +7,57 @@ using namespace fasa;
 
 namespace {
 
+#if FASA_HAS_CUDA
+std::unique_ptr<Device> make_gpu(const fasa_model_params& params) {
+    std::string reason;
+    if (params.plan_only && params.device_memory_max > 0 && n_visible_gpus(&reason) == 0) {
+        return make_assumed_gpu(params.n_threads, params.device_memory_max);
+    }
+    return make_cuda_device(params.device_index, params.n_threads, params.device_memory_max);
+}
+#endif
+
+// A limit of device memory asks for a GPU: it is never left aside.
+std::unique_ptr<Device> make_cpu(const fasa_model_params& params, fasa_status status, const char* why) {
+    if (params.device_memory_max > 0) {
+        fail(status, "a limit of device memory was given, but the model would run on the CPU: %s", why);
+    }
+    return make_cpu_device(params.n_threads);
+}
+
+std::unique_ptr<Device> choose_device(const fasa_model_params& params) {
+    std::string reason;
+#if FASA_HAS_CUDA
+    if (n_visible_gpus(&reason) > 0 || (params.plan_only && params.device_memory_max > 0)) return make_gpu(params);
+    reason = "no GPU can be used (" + reason + ")";
+    constexpr fasa_status status = FASA_ERROR_DEVICE;
+#else
+    constexpr fasa_status status = FASA_ERROR_UNSUPPORTED;
+    reason = "this build has no CUDA backend (" FASA_CUDA_REASON ")";
+#endif
+    auto device = make_cpu(params, status, reason.c_str());
+    if (!params.plan_only) log_message(FASA_LOG_INFO, "device auto: %s", reason.c_str());
+    return device;
+}
+
 std::unique_ptr<Device> make_device(const fasa_model_params& params) {
     if (params.n_threads < 0 || params.n_threads > 4096) {
         fail(FASA_ERROR_ARGUMENT, "n_threads is %d, expected 0 (all usable cores) to 4096", params.n_threads);
     }
     switch (params.device) {
         case FASA_DEVICE_AUTO: {
-#if FASA_HAS_CUDA
-            std::string reason;
-            if (cuda_visible(&reason)) return make_cuda_device(params.device_index, params.n_threads);
-            log_message(FASA_LOG_INFO, "no GPU can be used (%s): the model runs on the CPU", reason.c_str());
-#endif
-            return make_cpu_device(params.n_threads);
+            auto device = choose_device(params);
+            if (!params.plan_only) log_message(FASA_LOG_INFO, "device auto: using %s", device->name().c_str());
+            return device;
         }
         case FASA_DEVICE_CPU:
-            return make_cpu_device(params.n_threads);
+            return make_cpu(params, FASA_ERROR_ARGUMENT, "it was asked for");
         case FASA_DEVICE_CUDA:
 #if FASA_HAS_CUDA
-            return make_cuda_device(params.device_index, params.n_threads);
+            return make_gpu(params);
 #else
-            fail(FASA_ERROR_UNSUPPORTED, "this build has no CUDA backend (%s)", FASA_CUDA_REASON);
+            fail(FASA_ERROR_UNSUPPORTED, "this build has no CUDA backend (%s): use device='cpu' or 'auto'",
+                 FASA_CUDA_REASON);
 #endif
     }
     fail(FASA_ERROR_ARGUMENT, "unknown device kind %d", static_cast<int>(params.device));
@@ -59,7 +90,7 @@ fasa_status fasa_model_load(fasa_model** out, const fasa_gguf* file, const fasa_
         *out = nullptr;
         const fasa_model_params p = params ? *params : fasa_model_params{};
         auto handle = std::make_unique<fasa_model>();
-        handle->model = load_model(file->file, make_device(p), p.ignore_table, [&](float fraction) {
+        handle->model = load_model(file->file, make_device(p), {p.ignore_table, p.plan_only}, [&](float fraction) {
             return !p.progress || p.progress(fraction, p.progress_user);
         });
         handle->device_name = handle->model->device->name();

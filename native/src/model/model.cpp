@@ -4,6 +4,7 @@
 #include <cmath>
 #include <deque>
 #include <string>
+#include <type_traits>
 #include <unordered_set>
 
 #include "backend/cpu/quant.h"
@@ -148,44 +149,47 @@ void for_each_vector(Model& model, F&& f) {
     }
 }
 
-template <class F>
-void for_each_matrix(Model& model, F&& f) {
-    f(model.token_embd);
-    for (Layer& l : model.layers) {
-        for (Projection* p : {&l.attn_q, &l.attn_k, &l.attn_v, &l.attn_output, &l.ffn_gate, &l.ffn_up, &l.ffn_down})
-            f(p->w);
-    }
-    if (model.output.data) f(model.output);
+// Gives everything its place in memory of the device, from base on: vectors are copied there, matrices that do not stay
+// in the file are to be uploaded. base nullptr: only measured. Returns the bytes in all.
+size_t lay_out(Model& model, void* base, std::vector<Device::Upload>& uploads) {
+    const Device& device = *model.device;
+    Arena arena(base);
+    const auto take = [&](auto& at, auto* from, size_t n) {
+        auto* to = arena.take<std::remove_cvref_t<decltype(*from)>>(n);
+        if (!base || n == 0) return;
+        device.copy(to, from, n * sizeof(*from));
+        at = to;
+    };
+    take(model.rope_frequency, model.rope.frequency.data(), model.rope.frequency.size());
+    for_each_vector(model, [&](Vector& v) { take(v.data, v.data, static_cast<size_t>(v.n)); });
+    for_each_matrix(model, [&](WeightView& w) {
+        const size_t n_bytes = device.weight_bytes(w);
+        void* to = arena.take<uint8_t>(n_bytes);
+        if (base && n_bytes > 0) uploads.push_back({&w, to});
+    });
+    return arena.used();
 }
 
-// Puts everything on the device, measured first and then taken at once.
+void check_room(const Model& model) {
+    const Device& device = *model.device;
+    if (!device.has_own_memory()) return;
+    const uint64_t needed = model.memory_bytes + device.system_bytes(), available = device.memory_available();
+    if (needed <= available) return;
+    fail(FASA_ERROR_MEMORY,
+         "out of memory: the weights take %.1f MiB and CUDA itself %.1f MiB of device memory, but %.1f MiB are "
+         "available on %s: %llu bytes are missing, without any context",
+         static_cast<double>(model.memory_bytes) / 0x1p20, static_cast<double>(device.system_bytes()) / 0x1p20,
+         static_cast<double>(available) / 0x1p20, device.name().c_str(),
+         static_cast<unsigned long long>(needed - available));
+}
+
+// Puts everything on the device, taken at once.
 void place(Model& model, const std::function<bool(float)>& progress) {
     const Device& device = *model.device;
-    const std::vector<double> frequency = model.rope.frequency;
+    check_room(model);
+    model.memory = device.buffer(model.memory_bytes, "weights");
     std::vector<Device::Upload> uploads;
-    for (const bool real : {false, true}) {
-        Arena arena(real ? model.memory.data() : nullptr);
-        auto put = [&](void* to, const void* from, size_t n) {
-            if (real) device.copy(to, from, n);
-        };
-        double* at = arena.take<double>(frequency.size());
-        put(at, frequency.data(), frequency.size() * sizeof(double));
-        model.rope_frequency = at;
-        for_each_vector(model, [&](Vector& v) {
-            float* to = arena.take<float>(static_cast<size_t>(v.n));
-            put(to, v.data, static_cast<size_t>(v.n) * sizeof(float));
-            if (real && v.n > 0) v.data = to;
-        });
-        for_each_matrix(model, [&](WeightView& w) {
-            const size_t n_bytes = device.weight_bytes(w);
-            void* to = arena.take<uint8_t>(n_bytes);
-            if (real && n_bytes > 0) uploads.push_back({&w, to});
-        });
-        if (!real) {
-            model.memory_bytes = arena.used();
-            model.memory = device.buffer(model.memory_bytes, "weights");
-        }
-    }
+    lay_out(model, model.memory.data(), uploads);
     uint64_t done = 0;
     device.upload(uploads, [&](size_t n) {
         done += n;
@@ -217,14 +221,14 @@ void read_weights(const Model& model, const std::function<bool(float)>& progress
 uint64_t Model::pass_bytes() const { return n_bytes - (token_embd.data == output.data ? 0 : token_embd.n_bytes()); }
 
 std::shared_ptr<const Model> load_model(std::shared_ptr<const gguf::File> file, std::unique_ptr<Device> device,
-                                        bool ignore_table, const std::function<bool(float)>& progress) {
+                                        const LoadOptions& options, const std::function<bool(float)>& progress) {
     auto model = std::make_shared<Model>();
     model->file = std::move(file);
     model->device = std::move(device);
     model->h = read_hparams(*model->file);
     const Hparams& h = model->h;
 
-    if (!ignore_table) {
+    if (!options.ignore_table) {
         if (auto table = read_table(*model->file, {h.n_layer, h.n_head, h.n_head_kv, chunk_layout(h)})) {
             model->table = std::make_shared<const Table>(std::move(*table));
         }
@@ -242,10 +246,13 @@ std::shared_ptr<const Model> load_model(std::shared_ptr<const gguf::File> file, 
     model->n_params = load.n_params();
     model->n_bytes = load.n_bytes();
     model->fingerprint = settings_hash(h, load.fingerprint());
+    std::vector<Device::Upload> none;
+    model->memory_bytes = lay_out(*model, nullptr, none);
+    model->plan_only = options.plan_only;
     const bool stays_in_file = model->device->weight_bytes(model->token_embd) == 0;
-    place(*model, progress);
+    if (!options.plan_only) place(*model, progress);
     if (!model->output) model->output = model->token_embd;
-    if (stays_in_file) read_weights(*model, progress);
+    if (stays_in_file && !options.plan_only) read_weights(*model, progress);
     return model;
 }
 

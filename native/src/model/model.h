@@ -39,6 +39,7 @@ struct Model {
     std::unique_ptr<Device> device;
     Buffer memory;            // of the device: what does not stay in the file
     size_t memory_bytes = 0;  // of memory
+    bool plan_only = false;   // nothing lies there: no context can be made
     Hparams h;
     Rope rope;
     const double* rope_frequency = nullptr;  // rope.frequency, on the device
@@ -58,9 +59,24 @@ struct Model {
     RopeView rope_view() const { return {rope.layout, rope.n_rot, rope_frequency, rope.magnitude}; }
 };
 
-// progress(fraction) returns false to cancel; with ignore_table the file's FASA table is not looked at. Throws FORMAT
-// for a missing tensor or a wrong shape.
+// f(matrix) over all of a Model or const Model. Tied embeddings come once.
+template <class M, class F>
+void for_each_matrix(M& model, F&& f) {
+    f(model.token_embd);
+    for (auto& l : model.layers) {
+        for (auto* p : {&l.attn_q, &l.attn_k, &l.attn_v, &l.attn_output, &l.ffn_gate, &l.ffn_up, &l.ffn_down}) f(p->w);
+    }
+    if (model.output.data && model.output.data != model.token_embd.data) f(model.output);
+}
+
+struct LoadOptions {
+    bool ignore_table;  // the file's FASA table is not looked at
+    bool plan_only;     // nothing is put on the device
+};
+
+// progress(fraction) returns false to cancel. Throws FORMAT for a missing tensor or a wrong shape, MEMORY before
+// anything is put on a device that cannot hold it.
 std::shared_ptr<const Model> load_model(std::shared_ptr<const gguf::File> file, std::unique_ptr<Device> device,
-                                        bool ignore_table, const std::function<bool(float)>& progress);
+                                        const LoadOptions& options, const std::function<bool(float)>& progress);
 
 }  // namespace fasa

@@ -74,6 +74,7 @@ bool only_split_fits(const Model& model, ContextConfig whole, ContextConfig spli
     whole.n_ctx = split.n_ctx = n_ctx;
     if (make_plan(model, whole).fits) return false;
     const fasa_plan plan = make_plan(model, split);
+    if (model.plan_only) return true;
     log_message(FASA_LOG_INFO,
                 "KV cache of %d tokens: only dominant keys are kept on the device, the rest in host memory, %.1f MiB",
                 n_ctx, static_cast<double>(plan.kv_host_bytes) / 0x1p20);

@@ -7,7 +7,6 @@
 #include <utility>
 
 #include "base/error.h"
-#include "base/half.h"
 #include "runtime/plan.h"
 #include "runtime/state_file.h"
 
@@ -19,6 +18,8 @@ using Clock = std::chrono::steady_clock;
 double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
 fasa_plan checked_plan(const Model& model, const ContextConfig& config) {
+    if (model.plan_only)
+        fail(FASA_ERROR_ARGUMENT, "the model was loaded for plans only: no context can be made with it");
     const fasa_plan plan = make_plan(model, config);
     check_plan(plan);
     return plan;
@@ -83,12 +84,24 @@ class Context::SparseHook final : public LayerHook {
         const float* read = context_.ops_->on_host(q, static_cast<int64_t>(queries.size()));
         std::copy_n(read, queries.size(), queries.begin());
         std::vector<std::vector<int32_t>> positions;
-        for (int32_t set = 0; selection && set < selection->n_set; ++set) {
-            const int32_t count = *context_.ops_->on_host(selection->count + set, 1);
-            const int32_t* list = context_.ops_->on_host(selection->list(set), count);
-            positions.emplace_back(list, list + count);
-        }
+        if (selection) positions = lists(*selection);
         context_.tap_->record(layer, rows, queries, context_.kv_, std::move(positions));
+    }
+
+    // On the host, by two copies.
+    std::vector<std::vector<int32_t>> lists(const Selection& selection) const {
+        const Device& device = *context_.model_->device;
+        const size_t n_set = static_cast<size_t>(selection.n_set), capacity = static_cast<size_t>(selection.capacity);
+        std::vector<int32_t> counts(n_set), all(n_set * capacity);
+        context_.ops_->wait();
+        device.copy(counts.data(), selection.count, sizeof(int32_t) * counts.size());
+        device.copy(all.data(), selection.positions, sizeof(int32_t) * all.size());
+        std::vector<std::vector<int32_t>> lists;
+        for (size_t set = 0; set < n_set; ++set) {
+            const auto list = all.begin() + static_cast<std::ptrdiff_t>(set * capacity);
+            lists.emplace_back(list, list + counts[set]);
+        }
+        return lists;
     }
 
     Context& context_;
@@ -113,6 +126,30 @@ Context::Context(std::shared_ptr<const Model> model, const fasa_context_params& 
     logits_ = host.logits;
     history_ = host.history;
     make_sparsity();
+    for_each_matrix(*model_, [&](const WeightView& w) { ops_->prepare(w); });
+    keep_runs();
+}
+
+// Decode steps of all lengths, sparse and dense, so that none has to be recorded while generating, which would take
+// time and memory then: a few milliseconds each on a GPU, for two to nine lengths of either kind.
+void Context::keep_runs() {
+    prefilling_ = false;
+    const int32_t token = 0;
+    const auto keep = [&](int32_t n_pos) {
+        const Rows rows{0, n_pos - 1, 1};
+        ops_->begin({rows, &token, n_pos, model_->rope_view()});
+        ops_->keep(run_key(rows), [&] { step(rows); });
+    };
+    for (int32_t n_pos = 1, last; n_pos <= config_.n_ctx; n_pos = last + 1) {
+        last = ops_->last_length(n_pos);
+        keep(n_pos);
+        keep(last);  // steps become sparse somewhere between
+    }
+}
+
+void Context::step(Rows rows) {
+    forward(*model_, *ops_, kv_, activations_, rows, *hook_, *poll_);
+    output_logits(*model_, *ops_, activations_, 0, 1, logits_);
 }
 
 void Context::make_sparsity() {
@@ -141,6 +178,7 @@ void Context::set_method(const fasa_method_params& params) {
     }
     sparsity_->counts = counts;
     ops_->forget_runs();
+    keep_runs();
 }
 
 fasa_stats Context::stats() const {
@@ -188,19 +226,10 @@ void Context::read_kv(float* k, float* v, int32_t seq, int32_t layer, int32_t he
         fail(FASA_ERROR_ARGUMENT, "no keys at layer %d, KV head %d, positions %d to %d: the sequence has %d", layer,
              head_kv, first, first + n, length_[seq]);
     }
-    const KvView view = kv_.layer(layer);
-    const int16_t* order = kv_.order_of(layer, head_kv);
-    std::vector<uint16_t> doms(static_cast<size_t>(n) * view.n_dom), rests(static_cast<size_t>(n * view.row_values()));
-    model_->device->copy(doms.data(), view.dom_at(seq, head_kv, first), doms.size() * sizeof(uint16_t));
-    model_->device->copy(rests.data(), view.rest_at(seq, head_kv, first), rests.size() * sizeof(uint16_t));
+    const KvRows rows = kv_.read(seq, layer, head_kv, first, n);
     for (int32_t i = 0; i < n; ++i) {
-        const uint16_t* dom = doms.data() + int64_t{i} * view.n_dom;
-        const uint16_t* rest = rests.data() + i * view.row_values();
-        for (int32_t d = 0; d < h.head_dim; ++d) {
-            const uint16_t key = d < view.n_dom ? dom[d] : rest[d - view.n_dom];
-            if (k) k[int64_t{i} * h.head_dim + (order ? order[d] : d)] = half_to_float(key);
-            if (v) v[int64_t{i} * h.head_dim + d] = half_to_float(rest[h.head_dim - view.n_dom + d]);
-        }
+        if (k) rows.key(i, k + int64_t{i} * h.head_dim);
+        if (v) rows.value(i, v + int64_t{i} * h.head_dim);
     }
 }
 
@@ -261,8 +290,8 @@ void Context::run_batch(int32_t seq, std::span<const int32_t> tokens) {
     try {
         ops_->begin({rows, tokens.data(), pos0 + n, model_->rope_view()});
         ops_->run(run_key(rows), [&] {
+            if (!prefilling_) return step(rows);
             forward(*model_, *ops_, kv_, activations_, rows, *hook_, *poll_);
-            if (!prefilling_) output_logits(*model_, *ops_, activations_, 0, 1, logits_);
         });
         ops_->wait();
     } catch (...) {

@@ -52,6 +52,7 @@ class Context {
     // Queries and selections of the next n_steps decode steps; 0: no more.
     void start_tap(int32_t n_steps);
     const Tap* tap() const { return tap_.get(); }
+    const KvStore& kv() const { return kv_; }
     // Keys and values of a KV head as floats, dims as in the file: [n][head_dim]; either may be nullptr.
     void read_kv(float* k, float* v, int32_t seq, int32_t layer, int32_t head_kv, int32_t first, int32_t n) const;
 
@@ -64,6 +65,9 @@ class Context {
     void check_tokens(int32_t seq, std::span<const int32_t> tokens) const;
     // Runs one batch and appends it to its sequence. The hidden states stay in activations_.x.
     void run_batch(int32_t seq, std::span<const int32_t> tokens);
+    // One token and its logits.
+    void step(Rows rows);
+    void keep_runs();
     // Until nothing of a batch that failed is under way any more.
     void abandon(int32_t seq, int32_t pos0);
     void count_rows(fasa_stats& stats) const;

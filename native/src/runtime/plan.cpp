@@ -49,7 +49,7 @@ struct Available {
 
     explicit Available(const Model& model) {
         const Device& d = *model.device;
-        if (d.has_own_memory()) device = d.memory_available() + d.system_bytes() + model.memory.n_bytes();
+        if (d.has_own_memory()) device = d.memory_available() + model.memory.n_bytes();
     }
     bool suffices(const fasa_plan& p) const { return p.device_bytes <= device && p.host_bytes <= host; }
 };
@@ -90,6 +90,7 @@ OpsLimits ops_limits(const Hparams& h, const ContextConfig& config) {
             config.n_ctx,
             n_in_max * n_out_max,
             kv.host_row_values(),
+            h.n_layer,
             config.host_rest ? static_cast<int32_t>(kv.n_split()) : 0,
             config.n_cache_row,
             config.n_seq};

@@ -11,9 +11,10 @@ void ScoredSelector::select(const Step& step, Selection& out) {
                       by_page ? nullptr : &budget);
     out.n_set = n_set_;
     if (by_page) {
-        average_pages(scratch_.scores, n_set_, shape_.n_ctx, config_.page, step.n_pos);
+        ops_.average_pages(scratch_.scores, n_set_, config_.page, step.n_pos);
         choose_pages(scratch_.scores, config_.page, config_, step, ops_, out);
     } else {
+        out.capacity = step.budget;
         ops_.topk(scratch_.scores, step.n_pos, budget, out);
     }
 }

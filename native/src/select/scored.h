@@ -16,6 +16,7 @@ class ScoredSelector : public Selector {
           scratch_(setup.scratch) {}
 
     void select(const Step& step, Selection& out) override;
+    bool fills_budget() const override { return config_.page == 1; }
     bool replayable() const override { return config_.page == 1; }
     uint64_t bytes_read(const Step& step) const override;
 

@@ -38,7 +38,7 @@ SelectScratch SelectScratch::take(Arena& arena, const SelectShape& shape) {
     const size_t n_head = static_cast<size_t>(shape.n_head), n_ctx = static_cast<size_t>(shape.n_ctx);
     SelectScratch s;
     s.scores = arena.take<float>(n_head * n_ctx);
-    s.q = arena.take<float>(n_head * shape.layout.head_dim);
+    s.q = arena.take<float>(2 * n_head * shape.layout.head_dim);
     s.selection.positions = arena.take<int32_t>(n_head * n_ctx);
     s.selection.count = arena.take<int32_t>(n_head);
     s.selection.capacity = shape.n_ctx;
@@ -92,7 +92,7 @@ const Selection* Sparsity::select(int32_t layer, Rows rows, const float* q, floa
     if (sparse) selector_->select(step, selection_);
     if (!replayable()) {
         if (sparse) {
-            count_sparse(step, n_selected());
+            count_sparse(step, selector_->fills_budget() ? n_filled(step) : n_selected());
         } else {
             count_dense(kv, n_pos);
         }
@@ -105,7 +105,7 @@ void Sparsity::count_step(Rows rows, const KvStore& kv) {
     for (int32_t layer = 0; layer < shape_.n_layer; ++layer) {
         const Step step{layer, rows.seq, n_pos, budget(layer, n_pos), nullptr, 0, kv.layer(layer)};
         if (is_sparse(layer, n_pos)) {
-            count_sparse(step, uint64_t{1} * shape_.n_set(config_) * step.budget);
+            count_sparse(step, n_filled(step));
         } else {
             count_dense(step.kv, n_pos);
         }
@@ -123,6 +123,8 @@ void Sparsity::count_dense(const KvView& kv, int32_t n_pos) {
     counts.value_bytes += sizeof(uint16_t) * n_values;
     if (kv.host_layer >= 0) counts.host_rows += static_cast<uint64_t>(kv.n_head_kv) * static_cast<uint64_t>(n_pos);
 }
+
+uint64_t Sparsity::n_filled(const Step& step) const { return uint64_t{1} * shape_.n_set(config_) * step.budget; }
 
 uint64_t Sparsity::n_selected() const {
     const int32_t* count = ops_.on_host(selection_.count, selection_.n_set);

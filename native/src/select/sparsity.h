@@ -36,7 +36,8 @@ class Sparsity {
    private:
     int32_t budget(int32_t layer, int32_t n_pos) const;
     bool is_sparse(int32_t layer, int32_t n_pos) const;
-    uint64_t n_selected() const;
+    uint64_t n_filled(const Step& step) const;  // positions, when every list takes the whole budget
+    uint64_t n_selected() const;                // as counted
     void count_dense(const KvView& kv, int32_t n_pos);
     void count_sparse(const Step& step, uint64_t n_tokens);
 

@@ -7,6 +7,7 @@
 
 #include "backend/backend.h"
 #include "backend/cpu/attention.h"
+#include "backend/cpu/baselines.h"
 #include "backend/cpu/elementwise_kernels.h"
 #include "backend/cpu/linear.h"
 #include "backend/cpu/observe.h"
@@ -35,6 +36,7 @@ class CpuOps final : public Ops {
           team_(n_threads),
           angles_(angle_bytes(limits), "angles"),
           sums_(sum_bytes(limits), "sums of queries"),
+          n_ctx_(limits.n_ctx),
           linear_(team_, limits.n_batch, limits.n_in_max),
           attention_(team_, limits),
           topk_(team_, limits),
@@ -64,11 +66,15 @@ class CpuOps final : public Ops {
     }
 
     void run(uint64_t, const std::function<void()>& body) override { body(); }
+    void keep(uint64_t, const std::function<void()>&) override {}
+    int32_t last_length(int32_t) const override { return n_ctx_; }
     void forget_runs() override {}
     void wait() override {}
     const float* on_host(const float* x, int64_t) override { return x; }
     const int32_t* on_host(const int32_t* x, int64_t) override { return x; }
+    void copy(float* to, const float* from, int64_t n) override { std::copy_n(from, n, to); }
 
+    void prepare(const WeightView&) override {}
     void embed(float* x, const WeightView& w) override {
         team_.run(batch_.rows.n, [&](int64_t i, int) {
             const auto* row = static_cast<const uint8_t*>(w.data) + static_cast<size_t>(batch_.tokens[i]) * w.row_bytes;
@@ -184,6 +190,22 @@ class CpuOps final : public Ops {
         observation_.key_similarity(similarity, kv, seq, n_pos);
     }
 
+    void clear_scores(float* scores, int n_set, int32_t first, int32_t n) override {
+        cpu::clear_scores(scores, n_set, n_ctx_, first, n);
+    }
+    void keep_listed(float* scores, int32_t n_pos, const Selection& selection) override {
+        cpu::keep_listed(scores, n_ctx_, n_pos, selection);
+    }
+    void average_pages(float* scores, int n_set, int32_t page, int32_t n_pos) override {
+        cpu::average_pages(scores, n_set, n_ctx_, page, n_pos);
+    }
+    void expand_pages(Selection& selection, int32_t page, int32_t n_pos) override {
+        cpu::expand_pages(selection, page, n_pos);
+    }
+    void bound_queries(float* bounds, int n_set, const float* q, int n_head, int head_dim) override {
+        cpu::bound_queries(bounds, n_set, q, n_head, head_dim);
+    }
+
    private:
     static constexpr int64_t parallel_values = 32768;  // below this much work waking the team costs more than it saves
 
@@ -201,6 +223,7 @@ class CpuOps final : public Ops {
     Batch batch_;
     Buffer angles_, sums_;
     float *cos_ = nullptr, *sin_ = nullptr;  // [n][n_rot / 2]
+    int32_t n_ctx_;
     Linear linear_;
     Attention attention_;
     TopK topk_;
@@ -222,8 +245,8 @@ class CpuDevice final : public Device {
         if (n_bytes > 0) std::memcpy(to, from, n_bytes);
     }
     bool has_own_memory() const override { return false; }
-    uint64_t memory_available() const override { return fasa::memory_available(); }
     uint64_t system_bytes() const override { return 0; }
+    uint64_t memory_available() const override { return fasa::memory_available(); }
     size_t weight_bytes(const WeightView&) const override { return 0; }
     void upload(std::span<const Upload>, const std::function<void(size_t)>&) const override {}
     std::unique_ptr<Ops> make_ops(const OpsLimits& limits) const override {

@@ -1,5 +1,5 @@
 // Attention of decode: few query rows over a long cache, bound by the bytes of the cache. Tensor cores for head_dim 64,
-// 80, 96, 128 and 256, any other even head_dim by plain sums.
+// 80, 96, 128 and 256, any other head_dim by plain sums.
 #pragma once
 
 #include <cstddef>

@@ -1,11 +1,13 @@
 // An NVIDIA GPU as a device.
 #include <algorithm>
+#include <cstdio>
 #include <memory>
 #include <string>
 
 #include "backend/backend.h"
 #include "backend/cuda/ops.h"
 #include "backend/cuda/runtime.h"
+#include "backend/cuda/system.h"
 #include "backend/cuda/weights.h"
 #include "base/cpu.h"
 #include "base/error.h"
@@ -15,34 +17,65 @@ namespace cuda {
 namespace {
 
 constexpr size_t staging_bytes = size_t{32} << 20;  // weights on their way to the device
+constexpr size_t least_staging_bytes = size_t{1} << 20;
 constexpr int least_capability = 75;
 
-class CudaDevice final : public Device {
+GpuInfo gpu_info(int index, const cudaDeviceProp& properties) {
+    return {index, properties.multiProcessorCount, properties.sharedMemPerBlockOptin};
+}
+
+// What is the same whether the GPU is there or not.
+class Gpu : public Device {
    public:
-    CudaDevice(int index, int n_threads) : n_threads_(n_threads > 0 ? n_threads : processor().n_cores) {
-        cudaDeviceProp properties;
-        check(cudaGetDeviceProperties(&properties, index), "looking at the GPU");
-        if (10 * properties.major + properties.minor < least_capability) {
-            fail(FASA_ERROR_UNSUPPORTED,
-                 "GPU %d (%s) has compute capability %d.%d; 7.5 or newer is needed: use device=\"cpu\"", index,
-                 properties.name, properties.major, properties.minor);
-        }
-        gpu_ = {index, properties.multiProcessorCount, properties.sharedMemPerBlockOptin};
-        name_ = "cuda:" + std::to_string(index) + " (" + properties.name + ")";
-        use();
-        check(cudaFree(nullptr), "starting the GPU");  // creates its context, so that what is free afterwards is ours
-    }
+    Gpu(int n_threads, const GpuInfo& gpu, uint64_t context_bytes, std::string name)
+        : gpu_(gpu),
+          context_bytes_(context_bytes),
+          n_threads_(n_threads > 0 ? n_threads : processor().n_cores),
+          name_(std::move(name)) {}
 
     std::string name() const override { return name_; }
     int n_threads() const override { return n_threads_; }
+    bool has_own_memory() const override { return true; }
+    uint64_t system_bytes() const override { return context_bytes_ + code_bytes; }
+    size_t weight_bytes(const WeightView& w) const override {
+        return static_cast<size_t>(w.n_out) * device_row_bytes(w.dtype, w.n_in);
+    }
+    OpsBytes ops_bytes(const OpsLimits& limits) const override { return CudaOps::n_bytes(limits, gpu_); }
+
+   protected:
+    const GpuInfo gpu_;
+    const uint64_t context_bytes_;
+
+   private:
+    int n_threads_;
+    std::string name_;
+};
+
+class CudaDevice final : public Gpu {
+   public:
+    CudaDevice(int index, const cudaDeviceProp& properties, int n_threads, uint64_t memory_max)
+        : Gpu(n_threads, gpu_info(index, properties), start_context(index),
+              "cuda:" + std::to_string(index) + " (" + properties.name + ")"),
+          memory_max_(memory_max),
+          account_(std::make_shared<Account>(buffers_max())) {}
+
+    uint64_t memory_available() const override {
+        use();
+        size_t free = 0, total = 0;
+        check(cudaMemGetInfo(&free, &total), "asking for the GPU's memory");
+        const uint64_t there = free + context_bytes_;
+        return memory_max_ > 0 ? std::min<uint64_t>(there, memory_max_ - std::min(memory_max_, account_->taken()))
+                               : there;
+    }
 
     Buffer buffer(size_t n_bytes, const char* what) const override {
         if (n_bytes == 0) return {};
         use();
-        void* data = DeviceBuffer(n_bytes, what).release();
-        Buffer buffer(data, n_bytes, [](void* p, size_t) { cudaFree(p); });
+        auto memory = std::make_shared<DeviceBuffer>(n_bytes, what, account_);
+        void* data = memory->data();
         check(cudaMemset(data, 0, n_bytes), what);
-        return buffer;
+        check(cudaStreamSynchronize(nullptr), what);  // streams of ops do not wait for it
+        return {data, n_bytes, [memory](void*, size_t) mutable { memory.reset(); }};
     }
 
     Buffer host_buffer(size_t n_bytes, const char* what) const override {
@@ -55,68 +88,116 @@ class CudaDevice final : public Device {
         if (n_bytes == 0) return;
         use();
         check(cudaMemcpy(to, from, n_bytes, cudaMemcpyDefault), "copying between host and device");
-    }
-
-    bool has_own_memory() const override { return true; }
-
-    uint64_t memory_available() const override {
-        use();
-        size_t free = 0, total = 0;
-        check(cudaMemGetInfo(&free, &total), "asking for the GPU's memory");
-        return free;
-    }
-
-    uint64_t system_bytes() const override { return 0; }
-
-    size_t weight_bytes(const WeightView& w) const override {
-        return static_cast<size_t>(w.n_out) * device_row_bytes(w.dtype, w.n_in);
+        check(cudaStreamSynchronize(nullptr), "copying between host and device");  // it may return before it is done
     }
 
     void upload(std::span<const Upload> matrices, const std::function<void(size_t)>& progress) const override {
         use();
-        const PinnedBuffer host(staging_bytes, "weights on their way");
-        const DeviceBuffer device(staging_bytes, "weights on their way");
+        const uint64_t room = std::max<uint64_t>(account_->left(), least_staging_bytes);
+        const size_t n_staged = std::min<uint64_t>(staging_bytes, room);
+        const PinnedBuffer host(n_staged, "weights on their way");
+        const DeviceBuffer device(n_staged, "weights on their way", account_);
         const Stream stream;
         for (const Upload& u : matrices) {
-            *u.w = cuda::upload(u.to, *u.w, {host.data(), device.data(), staging_bytes}, stream.get(), progress);
+            *u.w = cuda::upload(u.to, *u.w, {host.data(), device.data(), n_staged}, stream.get(), progress);
         }
     }
 
     std::unique_ptr<Ops> make_ops(const OpsLimits& limits) const override {
         use();
-        return std::make_unique<CudaOps>(limits, gpu_);
-    }
-    OpsBytes ops_bytes(const OpsLimits& limits) const override {
-        return {CudaOps::device_bytes(limits, gpu_), CudaOps::host_bytes(limits), 0, CudaOps::row_cache_bytes(limits)};
+        return std::make_unique<CudaOps>(limits, gpu_, account_);
     }
 
    private:
     void use() const { check(cudaSetDevice(gpu_.index), "choosing the GPU"); }
+    // What the limit leaves for buffers and graphs, at least one byte: 0 would be no limit.
+    uint64_t buffers_max() const {
+        if (memory_max_ == 0) return 0;
+        return memory_max_ > system_bytes() ? memory_max_ - system_bytes() : 1;
+    }
 
-    int n_threads_;
-    GpuInfo gpu_;
-    std::string name_;
+    uint64_t memory_max_;
+    std::shared_ptr<Account> account_;
 };
+
+class AssumedGpu final : public Gpu {
+   public:
+    AssumedGpu(int n_threads, uint64_t memory)
+        : Gpu(n_threads, assumed_gpu, context_bytes_assumed,
+              "cuda (no GPU is visible; assumed: one of " + std::to_string(assumed_gpu.n_sm) +
+                  " multiprocessors, compute capability 9.0)"),
+          memory_(memory) {}
+
+    uint64_t memory_available() const override { return memory_; }
+    Buffer buffer(size_t, const char*) const override { refuse(); }
+    Buffer host_buffer(size_t, const char*) const override { refuse(); }
+    void copy(void*, const void*, size_t) const override { refuse(); }
+    void upload(std::span<const Upload>, const std::function<void(size_t)>&) const override { refuse(); }
+    std::unique_ptr<Ops> make_ops(const OpsLimits&) const override { refuse(); }
+
+   private:
+    // An H100's: workspace grows with the number of multiprocessors, and few GPUs have more.
+    static constexpr GpuInfo assumed_gpu = {0, 132, 227 << 10};
+
+    [[noreturn]] static void refuse() { fail(FASA_ERROR_DEVICE, "no GPU is visible: there is only a plan for one"); }
+
+    uint64_t memory_;
+};
+
+cudaDeviceProp properties_of(int index) {
+    int n = 0;
+    check(cudaGetDeviceCount(&n), "counting GPUs");
+    if (index < 0 || index >= n) fail(FASA_ERROR_ARGUMENT, "GPU %d does not exist: there are %d, from 0", index, n);
+    cudaDeviceProp properties;
+    check(cudaGetDeviceProperties(&properties, index), "looking at the GPU");
+    return properties;
+}
+
+bool is_supported(const cudaDeviceProp& properties) {
+    return 10 * properties.major + properties.minor >= least_capability;
+}
 
 }  // namespace
 }  // namespace cuda
 
-bool cuda_visible(std::string* reason) {
+int n_visible_gpus(std::string* reason) {
     int n = 0;
     const cudaError_t status = cudaGetDeviceCount(&n);
-    if (status == cudaSuccess && n > 0) return true;
+    if (status == cudaSuccess && n > 0) return n;
     cudaGetLastError();  // it is not to surface later
     *reason = status == cudaSuccess ? "no GPU" : cudaGetErrorString(status);
-    return false;
+    return 0;
 }
 
-std::unique_ptr<Device> make_cuda_device(int index, int n_threads) {
+fasa_gpu_info describe_gpu(int index) {
+    const cudaDeviceProp properties = cuda::properties_of(index);
+    fasa_gpu_info info = {};
+    std::snprintf(info.name, sizeof info.name, "%s", properties.name);
+    info.capability_major = properties.major;
+    info.capability_minor = properties.minor;
+    info.n_multiprocessors = properties.multiProcessorCount;
+    info.memory_bytes = properties.totalGlobalMem;
+    cuda::check(cudaDriverGetVersion(&info.driver_version), "asking for the driver's version");
+    cuda::check(cudaRuntimeGetVersion(&info.runtime_version), "asking for the runtime's version");
+    info.supported = cuda::is_supported(properties);
+    return info;
+}
+
+std::unique_ptr<Device> make_cuda_device(int index, int n_threads, uint64_t memory_max) {
     std::string reason;
-    if (!cuda_visible(&reason)) fail(FASA_ERROR_DEVICE, "no GPU can be used: %s", reason.c_str());
-    int n = 0;
-    cuda::check(cudaGetDeviceCount(&n), "counting GPUs");
-    if (index < 0 || index >= n) fail(FASA_ERROR_ARGUMENT, "GPU %d does not exist: there are %d, from 0", index, n);
-    return std::make_unique<cuda::CudaDevice>(index, n_threads);
+    if (n_visible_gpus(&reason) == 0) fail(FASA_ERROR_DEVICE, "no GPU can be used: %s", reason.c_str());
+    const cudaDeviceProp properties = cuda::properties_of(index);
+    if (!cuda::is_supported(properties)) {
+        fail(FASA_ERROR_UNSUPPORTED,
+             "GPU %d (%s) has compute capability %d.%d; 7.5 or newer is needed: use device=\"cpu\"", index,
+             properties.name, properties.major, properties.minor);
+    }
+    cuda::check(cudaSetDevice(index), "choosing the GPU");
+    return std::make_unique<cuda::CudaDevice>(index, properties, n_threads, memory_max);
+}
+
+std::unique_ptr<Device> make_assumed_gpu(int n_threads, uint64_t memory) {
+    return std::make_unique<cuda::AssumedGpu>(n_threads, memory);
 }
 
 }  // namespace fasa

@@ -1,5 +1,5 @@
-// Starting kernels. Every launch goes through here, so that an error names the kernel, and so that a build for tests can
-// run kernels on a CPU (tests/cuda_on_cpu).
+// Starting kernels. Every launch goes through here, so that an error names the kernel, and so that a build for tests
+// can run kernels on a CPU (tests/cuda_on_cpu).
 #pragma once
 
 #include "backend/cuda/runtime.h"

@@ -4,10 +4,13 @@
 #include <bit>
 #include <cstddef>
 #include <cstring>
+#include <utility>
 
+#include "backend/cuda/baselines.h"
 #include "backend/cuda/position.h"
 #include "backend/cuda/quantize.h"
 #include "backend/cuda/scores.h"
+#include "backend/cuda/system.h"
 #include "backend/cuda/weights.h"
 
 namespace fasa::cuda {
@@ -19,6 +22,16 @@ constexpr int32_t least_bound = 1024;  // of the positions that a kept run serve
 int32_t bound_of(int32_t n_pos, int32_t n_ctx) {
     const uint32_t bound = std::bit_ceil(static_cast<uint32_t>(std::max(n_pos, least_bound)));
     return static_cast<int32_t>(std::min<uint32_t>(bound, static_cast<uint32_t>(n_ctx)));
+}
+
+// A sparse and a dense step for every bound.
+uint64_t run_bytes(const OpsLimits& limits) {
+    if (limits.n_layer == 0) return 0;
+    int n_bounds = 1;
+    for (int32_t bound = bound_of(1, limits.n_ctx); bound < limits.n_ctx; bound = bound_of(bound + 1, limits.n_ctx)) {
+        ++n_bounds;
+    }
+    return 2 * n_bounds * (graph_bytes + graph_node_bytes * CudaOps::n_launches_max(limits.n_layer));
 }
 
 }  // namespace
@@ -64,10 +77,15 @@ size_t CudaOps::host_bytes(const OpsLimits& limits) {
     return (input_bytes(limits) + 63) / 64 * 64 + sizeof(float) * static_cast<size_t>(n_read);
 }
 
-CudaOps::CudaOps(const OpsLimits& limits, const GpuInfo& gpu)
+OpsBytes CudaOps::n_bytes(const OpsLimits& limits, const GpuInfo& gpu) {
+    return {device_bytes(limits, gpu), host_bytes(limits), run_bytes(limits), row_cache_bytes(limits)};
+}
+
+CudaOps::CudaOps(const OpsLimits& limits, const GpuInfo& gpu, std::shared_ptr<Account> account)
     : limits_(limits),
       gpu_(gpu),
-      device_memory_(device_bytes(limits, gpu), "workspace of the ops"),
+      run_memory_(account, run_bytes(limits), "graphs of decode steps"),
+      device_memory_(device_bytes(limits, gpu), "workspace of the ops", std::move(account)),
       host_memory_(host_bytes(limits), "input of the ops"),
       memory_([&] {
           Arena arena(device_memory_.data());
@@ -101,32 +119,41 @@ void CudaOps::send_input() {
     check(cudaMemcpyAsync(memory_.input, input_, n_bytes, cudaMemcpyHostToDevice, stream_.get()), "sending a batch");
 }
 
-void CudaOps::run(uint64_t key, const std::function<void()>& step) {
-    const auto body = [&] {
-        step();
-        if (row_cache_ && batch_.rows.n == 1) row_cache_->keep(stream_.get());
-    };
-    if (key == 0) {
-        n_pos_max_ = batch_.n_pos_max;
-        send_input();
-        return body();
-    }
-    n_pos_max_ = bound_of(batch_.n_pos_max, limits_.n_ctx);
-    Graph& kept = runs_[{key, n_pos_max_}];
-    if (!kept) {
-        keeping_ = true;
-        try {
-            kept = Graph(stream_, [&] {
-                send_input();
-                body();
-            });
-        } catch (...) {
-            keeping_ = false;
-            throw;
-        }
+int32_t CudaOps::last_length(int32_t n_pos_max) const { return bound_of(n_pos_max, limits_.n_ctx); }
+
+const Graph& CudaOps::kept(uint64_t key, const std::function<void()>& body) {
+    n_pos_max_ = last_length(batch_.n_pos_max);
+    Graph& graph = runs_[{key, n_pos_max_}];
+    if (graph) return graph;
+    keeping_ = true;
+    try {
+        graph = Graph(stream_, [&] {
+            send_input();
+            body();
+            keep_rows();
+        });
+    } catch (...) {
         keeping_ = false;
+        throw;
     }
-    kept.launch(stream_.get());
+    keeping_ = false;
+    return graph;
+}
+
+void CudaOps::keep(uint64_t key, const std::function<void()>& body) {
+    if (key != 0) kept(key, body);
+}
+
+void CudaOps::run(uint64_t key, const std::function<void()>& body) {
+    if (key != 0) return kept(key, body).launch(stream_.get());
+    n_pos_max_ = batch_.n_pos_max;
+    send_input();
+    body();
+    keep_rows();
+}
+
+void CudaOps::keep_rows() const {
+    if (row_cache_ && batch_.rows.n == 1) row_cache_->keep(stream_.get());
 }
 
 void CudaOps::wait() {
@@ -171,6 +198,11 @@ const float* CudaOps::on_host(const float* x, int64_t n) {
 
 const int32_t* CudaOps::on_host(const int32_t* x, int64_t n) {
     return static_cast<const int32_t*>(read(x, sizeof(int32_t) * static_cast<size_t>(n)));
+}
+
+void CudaOps::copy(float* to, const float* from, int64_t n) {
+    const size_t n_bytes = sizeof(float) * static_cast<size_t>(n);
+    check(cudaMemcpyAsync(to, from, n_bytes, cudaMemcpyDeviceToDevice, stream_.get()), "copying on the device");
 }
 
 void CudaOps::embed(float* x, const WeightView& w) {
@@ -227,9 +259,8 @@ void CudaOps::attend_dense(float* y, const float* q, int n_head, float scale, co
 
 void CudaOps::attend_selected(float* y, const float* q, int n_head, float scale, const KvView& kv, int32_t,
                               const Selection& selection) {
-    const int32_t longest = std::min(selection.capacity, n_pos_max_);
     attention_.selected(y, q, n_head, scale, kv, &memory_.input->step, selection,
-                        counted_ ? std::min(counted_->keep, longest) : longest, stream_.get(), row_cache(kv));
+                        std::min(selection.capacity, n_pos_max_), stream_.get(), row_cache(kv));
 }
 
 Past CudaOps::past(int32_t seq, int32_t n_pos) const {
@@ -240,18 +271,15 @@ void CudaOps::token_scores(float* scores, const SetQueries& queries, const KvVie
                            bool whole_key, const Budget* next) {
     const Past p = past(seq, n_pos);
     if (whole_key) see_rows(kv);
-    counted_.reset();
+    counted_ = next != nullptr;
     CountFor count;
-    if (next) {
-        counted_ = *next;
-        count = {*next, memory_.rank};
-    }
+    if (next) count = {*next, memory_.rank};
     cuda::token_scores(scores, queries, kv, p, whole_key, next ? &count : nullptr, stream_.get());
 }
 
 void CudaOps::topk(const float* scores, int32_t n_pos, const Budget& budget, Selection& selection) {
     cuda::topk(selection, scores, limits_.n_ctx, past(batch_.rows.seq, n_pos), budget, memory_.rank,
-               counted_.has_value(), stream_.get());
+               std::exchange(counted_, false), stream_.get());
 }
 
 void CudaOps::attention_mass(float* mass, int n_set, const float* q, int n_head, float scale, const KvView& kv,
@@ -274,6 +302,26 @@ void CudaOps::page_bounds(uint16_t* bounds, const KvView& kv, int32_t seq, int32
 void CudaOps::key_similarity(float* similarity, const KvView& kv, int32_t seq, int32_t n_pos) {
     see_rows(kv);
     cuda::key_similarity(similarity, kv, past(seq, n_pos), memory_.observe, stream_.get());
+}
+
+void CudaOps::clear_scores(float* scores, int n_set, int32_t first, int32_t n) {
+    cuda::clear_scores(scores, n_set, limits_.n_ctx, first, n, stream_.get());
+}
+
+void CudaOps::keep_listed(float* scores, int32_t n_pos, const Selection& selection) {
+    cuda::keep_listed(scores, limits_.n_ctx, n_pos, selection, stream_.get());
+}
+
+void CudaOps::average_pages(float* scores, int n_set, int32_t page, int32_t n_pos) {
+    cuda::average_pages(scores, n_set, limits_.n_ctx, page, n_pos, stream_.get());
+}
+
+void CudaOps::expand_pages(Selection& selection, int32_t page, int32_t n_pos) {
+    cuda::expand_pages(selection, page, n_pos, stream_.get());
+}
+
+void CudaOps::bound_queries(float* bounds, int n_set, const float* q, int n_head, int head_dim) {
+    cuda::bound_queries(bounds, n_set, q, n_head, head_dim, stream_.get());
 }
 
 }  // namespace fasa::cuda

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <map>
+#include <memory>
 #include <optional>
 #include <utility>
 
@@ -24,23 +25,25 @@ struct GpuInfo {
 
 class CudaOps final : public Ops {
    public:
-    CudaOps(const OpsLimits& limits, const GpuInfo& gpu);
+    CudaOps(const OpsLimits& limits, const GpuInfo& gpu, std::shared_ptr<Account> account);
     ~CudaOps() override;
-    // Of device memory, and of host memory.
-    static size_t device_bytes(const OpsLimits& limits, const GpuInfo& gpu);
-    static size_t host_bytes(const OpsLimits& limits);
-    // The part of device_bytes that the cache of rows takes.
-    static size_t row_cache_bytes(const OpsLimits& limits);
+    static OpsBytes n_bytes(const OpsLimits& limits, const GpuInfo& gpu);
+    // Launches of a decode step are no more than these: what a graph of it is planned to hold.
+    static constexpr int n_launches_max(int n_layer) { return 24 * n_layer + 16; }
 
     void begin(const Batch& batch) override;
     void run(uint64_t key, const std::function<void()>& body) override;
+    void keep(uint64_t key, const std::function<void()>& body) override;
+    int32_t last_length(int32_t n_pos_max) const override;
     void forget_runs() override { runs_.clear(); }
     void wait() override;
     void forget_rows(int32_t seq, int32_t first_pos) override;
     RowCounts row_counts() override;
     const float* on_host(const float* x, int64_t n) override;
     const int32_t* on_host(const int32_t* x, int64_t n) override;
+    void copy(float* to, const float* from, int64_t n) override;
 
+    void prepare(const WeightView& w) override { linear_.add(w, stream_.get()); }
     void embed(float* x, const WeightView& w) override;
     void linear(const LinearOut* out, int n_products, const LinearIn& in, int n) override;
     void linear_glu(const LinearOut& gate, const LinearOut& up, const LinearIn& in, int n) override;
@@ -59,6 +62,11 @@ class CudaOps final : public Ops {
     void page_bounds(uint16_t* bounds, const KvView& kv, int32_t seq, int32_t page, int32_t first_page, int32_t n_pos,
                      PageBounds kind) override;
     void key_similarity(float* similarity, const KvView& kv, int32_t seq, int32_t n_pos) override;
+    void clear_scores(float* scores, int n_set, int32_t first, int32_t n) override;
+    void keep_listed(float* scores, int32_t n_pos, const Selection& selection) override;
+    void average_pages(float* scores, int n_set, int32_t page, int32_t n_pos) override;
+    void expand_pages(Selection& selection, int32_t page, int32_t n_pos) override;
+    void bound_queries(float* bounds, int n_set, const float* q, int n_head, int head_dim) override;
 
    private:
     // What a batch brings to the device, in one copy.
@@ -79,10 +87,16 @@ class CudaOps final : public Ops {
 
         static Memory take(Arena& arena, const OpsLimits& limits, const GpuInfo& gpu);
     };
+    static size_t device_bytes(const OpsLimits& limits, const GpuInfo& gpu);
+    static size_t host_bytes(const OpsLimits& limits);
+    static size_t row_cache_bytes(const OpsLimits& limits);  // the part of device_bytes that the cache of rows takes
     static size_t input_bytes(const OpsLimits& limits);
     static LinearPrefill::Limits linear_limits(const OpsLimits& limits);
 
     void send_input();
+    // Ends a decode step.
+    void keep_rows() const;
+    const Graph& kept(uint64_t key, const std::function<void()>& body);
     // Rows of the cache in host memory are read next.
     void see_rows(const KvView& kv) const;
     // Of a decode step's layer.
@@ -94,6 +108,7 @@ class CudaOps final : public Ops {
 
     OpsLimits limits_;
     GpuInfo gpu_;
+    Share run_memory_;  // of runs_
     Stream stream_;
     DeviceBuffer device_memory_;
     PinnedBuffer host_memory_;
@@ -108,8 +123,8 @@ class CudaOps final : public Ops {
     LinearPrefill linear_;
     Batch batch_;
     int32_t n_pos_max_ = 0;
-    bool keeping_ = false;                                // a run is being kept
-    std::optional<Budget> counted_;                       // what the scores made last were counted for
+    bool keeping_ = false;  // a run is being kept
+    bool counted_ = false;  // the scores made last were counted for the topk that comes next
     std::map<std::pair<uint64_t, int32_t>, Graph> runs_;  // by key and bound of positions
 };
 

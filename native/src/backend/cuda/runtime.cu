@@ -14,7 +14,8 @@ void check(cudaError_t status, const char* what) {
     fail(kind, "CUDA: %s: %s", what, cudaGetErrorString(status));
 }
 
-DeviceBuffer::DeviceBuffer(size_t n_bytes, const char* what) : n_bytes_(n_bytes) {
+DeviceBuffer::DeviceBuffer(size_t n_bytes, const char* what, std::shared_ptr<Account> account)
+    : share_(std::move(account), n_bytes, what), n_bytes_(n_bytes) {
     if (n_bytes == 0) return;
     void* p = nullptr;
     const cudaError_t status = cudaMalloc(&p, n_bytes);

@@ -8,6 +8,8 @@
 #include <functional>
 #include <memory>
 
+#include "backend/cuda/account.h"
+
 namespace fasa::cuda {
 
 // Throws MEMORY when memory is short, else DEVICE with the runtime's text and `what` was attempted.
@@ -36,14 +38,14 @@ struct ReleasePinned {
 class DeviceBuffer {
    public:
     DeviceBuffer() = default;
-    // Throws Error(MEMORY) naming `what`, the size and what is free.
-    DeviceBuffer(size_t n_bytes, const char* what);
+    // Throws Error(MEMORY) naming `what`, the size and what is free. account: that it is counted in; nullptr: none.
+    DeviceBuffer(size_t n_bytes, const char* what, std::shared_ptr<Account> account = nullptr);
 
     void* data() const { return data_.get(); }
     size_t n_bytes() const { return n_bytes_; }
-    void* release() { return data_.release(); }
 
    private:
+    Share share_;
     std::unique_ptr<void, ReleaseDevice> data_;
     size_t n_bytes_ = 0;
 };

@@ -32,7 +32,8 @@ void launch(const Launch& how, void (*kernel)(P...), A... args) {
     static_assert(sizeof(Arguments) <= 4096 && (std::is_trivially_copyable_v<P> && ...));
     const Arguments arguments(static_cast<P>(args)...);
     check(on_cpu::launch({how.name, how.grid, how.block, how.shared_bytes, how.overlap,
-                          [kernel, arguments] { std::apply(kernel, arguments); }},
+                          [kernel, arguments] { std::apply(kernel, arguments); },
+                          on_cpu::holds_host_address(&arguments, sizeof(arguments))},
                          reinterpret_cast<const void*>(kernel), how.stream),
           how.name);
 }
