@@ -133,6 +133,7 @@ void Sparsity::count_dense(const KvView& kv, int32_t n_pos) {
     counts.layers_dense += 1;
     counts.key_bytes += sizeof(uint16_t) * n_values;
     counts.value_bytes += sizeof(uint16_t) * n_values;
+    if (kv.host_layer >= 0) counts.host_rows += static_cast<uint64_t>(kv.n_head_kv) * static_cast<uint64_t>(n_pos);
 }
 
 uint64_t Sparsity::n_filled(const Step& step) const { return uint64_t{1} * shape_.n_set(config_) * step.budget; }
@@ -148,6 +149,7 @@ void Sparsity::count_sparse(const Step& step, uint64_t n_tokens) {
     counts.tokens_selected += n_tokens;
     counts.key_bytes += selector_->bytes_read(step) + sizeof(uint16_t) * n_tokens * step.kv.head_dim;
     counts.value_bytes += sizeof(uint16_t) * n_tokens * step.kv.head_dim;
+    if (step.kv.host_layer >= 0) counts.host_rows += n_tokens;
 }
 
 }  // namespace fasa

@@ -10,6 +10,7 @@ struct SparsityCounts {
     uint64_t layers_dense, layers_sparse;  // layer passes of decode steps
     uint64_t tokens_selected;              // positions, summed over lists and layers
     uint64_t key_bytes, value_bytes;       // of the KV cache that attention and selection read in decode steps
+    uint64_t host_rows;                    // rows in host memory that decode steps attended to
 };
 
 class Sparsity {

@@ -6,6 +6,8 @@
 
 #include <cuda_fp16.h>
 
+#include <type_traits>
+
 #include "backend/cuda/attention_decode.cuh"
 
 namespace fasa::cuda::decode {
@@ -23,8 +25,8 @@ struct Ring {
 template <int head_dim, bool wide>
 class Feed {
    public:
-    __device__ Feed(const Args& a, const Unit& u, uint8_t* ring, int first, int stride)
-        : args_(a), unit_(u), ring_(ring), next_(first), stride_(stride) {
+    __device__ Feed(const Args& a, const Unit& u, const CachedRows& cached, uint8_t* ring, int first, int stride)
+        : args_(a), unit_(u), cached_(cached), ring_(ring), next_(first), stride_(stride) {
         const int n_dom = a.kv.n_dom, n_rest = 2 * head_dim - n_dom;
         const int lane = threadIdx.x % 32;
         in_use_ = lane < row_lanes * rows_at_once;
@@ -64,19 +66,31 @@ class Feed {
     static constexpr int row_lanes = row_words < 32 ? row_words : 32, rows_at_once = 32 / row_lanes;
     static_assert(row_words % row_lanes == 0 && n_tile % rows_at_once == 0);
 
-    // Lane i keeps the next tile's position i.
-    __device__ void look_up() { position_ = position(args_, unit_, next_ * n_tile + threadIdx.x % n_tile); }
+    // Lane i keeps the next tile's position i, and where its row lies if that is not in the cache of keys and values.
+    __device__ void look_up() {
+        const int j = next_ * n_tile + threadIdx.x % n_tile;
+        position_ = position(args_, unit_, j);
+        if (cached_.are_on()) moved_ = reinterpret_cast<uint64_t>(cached_.look_up(j, position_));
+    }
+
+    // The row of position i of the next tile, whose dim n_dom it begins with, if it lies elsewhere.
+    __device__ const uint16_t* moved(int i) const {
+        if (!cached_.are_on()) return nullptr;
+        return reinterpret_cast<const uint16_t*>(__shfl_sync(all_lanes, moved_, i));
+    }
 
     __device__ void copy_wide(uint8_t* to, int n_valid) {
 #pragma unroll
         for (int i = 0; i < n_tile; i += rows_at_once) {
             const int row = i + row_;
             const int64_t pos = __shfl_sync(all_lanes, position_, row % n_tile);
+            const uint16_t* elsewhere = moved(row % n_tile);
             if (!in_use_) continue;
 #pragma unroll
             for (int k = 0; k < row_words / row_lanes; ++k) {
-                ptx::copy_async_16(to + row * Ring<head_dim>::row_bytes + 16 * (word_ + k * row_lanes),
-                                   from_[k] + pos * step_[k], row < n_valid);
+                const int word = word_ + k * row_lanes, in_rest = 8 * word - args_.kv.n_dom;
+                const uint16_t* from = elsewhere && in_rest >= 0 ? elsewhere + in_rest : from_[k] + pos * step_[k];
+                ptx::copy_async_16(to + row * Ring<head_dim>::row_bytes + 16 * word, from, row < n_valid);
             }
         }
     }
@@ -93,7 +107,9 @@ class Feed {
 #pragma unroll
             for (int i = 0; i < n_rows; ++i) {
                 const int64_t pos = __shfl_sync(all_lanes, position_, first + i);
-                const uint32_t *in_dom = dom + pos * n_dom, *in_rest = rest + pos * n_rest - n_dom;
+                const auto* elsewhere = reinterpret_cast<const uint32_t*>(moved(first + i));
+                const uint32_t *in_dom = dom + pos * n_dom,
+                               *in_rest = (elsewhere ? elsewhere : rest + pos * n_rest) - n_dom;
 #pragma unroll
                 for (int k = 0; k < n_words; ++k) {
                     const int at = lane + 32 * k;
@@ -111,8 +127,10 @@ class Feed {
 
     const Args& args_;
     const Unit& unit_;
+    const CachedRows& cached_;
     uint8_t* ring_;
     int next_, stride_, slot_ = 0, position_ = 0;
+    uint64_t moved_ = 0;
     int row_, word_;
     bool in_use_;
     const uint16_t* from_[row_words / row_lanes];
@@ -260,6 +278,20 @@ __device__ inline void add_tile(Queries<head_dim, value_dim> (&queries)[n_set], 
     }
 }
 
+// Leaves the rows of a tile behind that were not in the cache of rows.
+template <int head_dim, bool wide>
+__device__ inline void leave_rows(const CachedRows& cached, const uint8_t* tile, int first, int n_dom) {
+    using Word = std::conditional_t<wide, uint4, uint32_t>;
+    const int lane = threadIdx.x % 32, n_words = (2 * head_dim - n_dom) * 2 / static_cast<int>(sizeof(Word));
+    const auto place = reinterpret_cast<uint64_t>(lane < n_tile ? cached.place(first + lane) : nullptr);
+    for (unsigned left = __ballot_sync(all_lanes, place != 0); left; left &= left - 1) {
+        const int row = __ffs(static_cast<int>(left)) - 1;
+        Word* to = reinterpret_cast<Word*>(__shfl_sync(all_lanes, place, row));
+        const Word* from = reinterpret_cast<const Word*>(tile + row * Ring<head_dim>::row_bytes + 2 * n_dom);
+        for (int i = lane; i < n_words; i += 32) to[i] = from[i];
+    }
+}
+
 // n_set sets of 8 queries are a unit.
 template <int head_dim, int n_set, bool wide>
 __global__ void __launch_bounds__(max_warps * 32, 1) attend(const Args a) {
@@ -271,7 +303,8 @@ __global__ void __launch_bounds__(max_warps * 32, 1) attend(const Args a) {
     const Unit u = unit_of(a);
     const int first = blockIdx.x * n_warps + warp, stride = gridDim.x * n_warps;
     uint8_t* ring = shared + warp * Ring<head_dim>::n_bytes;
-    Feed<head_dim, wide> feed(a, u, ring, first, stride);
+    const CachedRows cached = cached_rows(a, u);
+    Feed<head_dim, wide> feed(a, u, cached, ring, first, stride);
     const int n_block = n_busy(u);
     if (static_cast<int>(blockIdx.x) >= n_block) return;
 
@@ -294,6 +327,7 @@ __global__ void __launch_bounds__(max_warps * 32, 1) attend(const Args a) {
         feed.copy_next();
         const uint8_t* rows = ring + slot * Ring<head_dim>::tile_bytes;
         slot = slot + 1 == stages ? 0 : slot + 1;
+        if (cached.are_on()) leave_rows<head_dim, wide>(cached, rows, tile * n_tile, a.kv.n_dom);
         add_tile(queries, rows, tile * n_tile, (tile + 1) * n_tile <= u.n_pos_all);
     }
     __syncwarp();

@@ -53,6 +53,7 @@ CudaOps::Memory CudaOps::Memory::take(Arena& arena, const OpsLimits& limits, con
     m.best = AttendBest::Scratch::take(arena);
     m.prefill = PrefillScratch::take(arena, limits);
     m.host_rows = HostRows::Memory::take(arena, limits);
+    m.row_cache = RowCache::take(arena, limits);
     m.linear = arena.take<uint8_t>(LinearPrefill::scratch_bytes(linear_limits(limits)));
     m.rank = RankScratch::take(arena, limits.n_head, limits.n_ctx);
     m.observe = ObserveScratch::take(arena, limits);
@@ -65,6 +66,12 @@ size_t CudaOps::device_bytes(const OpsLimits& limits, const GpuInfo& gpu) {
     return arena.used();
 }
 
+size_t CudaOps::row_cache_bytes(const OpsLimits& limits) {
+    Arena arena;
+    RowCache::take(arena, limits);
+    return arena.used();
+}
+
 // The input, and the largest of what on_host is asked for: queries, a list of positions.
 size_t CudaOps::host_bytes(const OpsLimits& limits) {
     const int64_t n_read = std::max<int64_t>(int64_t{limits.n_head} * limits.head_dim, limits.n_ctx);
@@ -72,7 +79,7 @@ size_t CudaOps::host_bytes(const OpsLimits& limits) {
 }
 
 OpsBytes CudaOps::n_bytes(const OpsLimits& limits, const GpuInfo& gpu) {
-    return {device_bytes(limits, gpu), host_bytes(limits), run_bytes(limits)};
+    return {device_bytes(limits, gpu), host_bytes(limits), run_bytes(limits), row_cache_bytes(limits)};
 }
 
 CudaOps::CudaOps(const OpsLimits& limits, const GpuInfo& gpu, std::shared_ptr<Account> account)
@@ -94,6 +101,7 @@ CudaOps::CudaOps(const OpsLimits& limits, const GpuInfo& gpu, std::shared_ptr<Ac
     if (limits.host_row_values > 0) host_rows_.emplace(memory_.host_rows);
     check(cudaMemsetAsync(device_memory_.data(), 0, device_memory_.n_bytes(), stream_.get()), "clearing the workspace");
     memory_.rank.clear(limits.n_head, stream_.get());
+    if (memory_.row_cache.rows) row_cache_.emplace(limits, memory_.row_cache, stream_.get());
     stream_.wait();
 }
 
@@ -124,6 +132,7 @@ const Graph& CudaOps::kept(uint64_t key, const std::function<void()>& body) {
         graph = Graph(stream_, [&] {
             send_input();
             body();
+            keep_rows();
         });
     } catch (...) {
         keeping_ = false;
@@ -142,12 +151,37 @@ void CudaOps::run(uint64_t key, const std::function<void()>& body) {
     n_pos_max_ = batch_.n_pos_max;
     send_input();
     body();
+    keep_rows();
+}
+
+void CudaOps::keep_rows() const {
+    if (row_cache_ && batch_.rows.n == 1) row_cache_->keep(stream_.get());
 }
 
 void CudaOps::wait() {
     use_gpu();
     stream_.wait();
     if (host_rows_) host_rows_->wait();
+}
+
+void CudaOps::forget_rows(int32_t seq, int32_t first_pos) {
+    if (!row_cache_) return;
+    use_gpu();
+    row_cache_->forget(seq, first_pos, stream_.get());
+}
+
+RowCounts CudaOps::row_counts() {
+    RowCounts counts;
+    if (row_cache_) {
+        use_gpu();
+        counts = row_cache_->counts(stream_.get());
+    }
+    counts.other_bytes = read_bytes_ + (host_rows_ ? host_rows_->n_bytes() : 0);
+    return counts;
+}
+
+RowCacheView CudaOps::row_cache(const KvView& kv) const {
+    return row_cache_ && kv.host_layer >= 0 ? row_cache_->layer(kv.host_layer) : RowCacheView{};
 }
 
 void CudaOps::see_rows(const KvView& kv) const {
@@ -206,7 +240,12 @@ void CudaOps::rope_store(float* q, const float* k, const float* v, int n_head, c
 void CudaOps::attend_dense(float* y, const float* q, int n_head, float scale, const KvView& kv, Rows rows) {
     const Step* step = &memory_.input->step;
     if (rows.n <= n_decode_max) {
-        attention_.dense(y, q, n_head, scale, kv, step, rows.n, n_pos_max_, stream_.get());
+        attention_.dense(y, q, n_head, scale, kv, step, rows.n, n_pos_max_, stream_.get(),
+                         rows.n == 1 ? row_cache(kv) : RowCacheView{});
+        if (rows.n > 1 && kv.host_layer >= 0) {
+            read_bytes_ +=
+                sizeof(uint16_t) * static_cast<uint64_t>(kv.row_values() * kv.n_head_kv * (rows.pos0 + rows.n));
+        }
         return;
     }
     const auto attend = [&](const PrefillRange& range) {
@@ -223,7 +262,7 @@ void CudaOps::attend_dense(float* y, const float* q, int n_head, float scale, co
 void CudaOps::attend_selected(float* y, const float* q, int n_head, float scale, const KvView& kv, int32_t,
                               const Selection& selection) {
     attention_.selected(y, q, n_head, scale, kv, &memory_.input->step, selection,
-                        std::min(selection.capacity, n_pos_max_), stream_.get());
+                        std::min(selection.capacity, n_pos_max_), stream_.get(), row_cache(kv));
 }
 
 Past CudaOps::past(int32_t seq, int32_t n_pos) const {
@@ -249,7 +288,8 @@ void CudaOps::attend_best(float* y, const float* q, int n_head, float scale, con
                           int32_t n_pos, const Ranking& ranking, Selection& selection) {
     const BestTask task = {
         y, q, scale, n_head, ranking.queries.n_set, ranking.scores, kv, past(seq, n_pos), ranking.budget, selection};
-    if (best_.takes(task)) {
+    const bool is_cached = row_cache_ && kv.host_layer >= 0;  // which attend_selected alone looks into
+    if (!is_cached && best_.takes(task)) {
         token_scores(ranking.scores, ranking.queries, kv, seq, n_pos, ranking.whole_key, nullptr);
         return best_.run(task, stream_.get());
     }
