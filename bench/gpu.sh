@@ -29,7 +29,7 @@ root=$(cd "$(dirname "$0")/.." && pwd)
 all_steps=(build test ops models python sanitize)
 declare -A limit=([build]=480 [test]=150 [ops]=150 [models]=540 [python]=300 [sanitize]=300)
 out=$root/build/gpu-results build='' total=0 types='' models='' models_args='' peer='' python=python3
-sanitize='decode_attention_(groups|selected$|in_a_graph|unaligned)|prefill_attention_(of_groups|where_rows|over_a_window)'
+sanitize='decode_attention_(groups|selected$|in_a_graph|unaligned)|prefill_attention_(of_groups|where_rows|over_a_tile)|rows_in_host_memory'
 sanitize+='|^(odd_shapes|float_rows|several_products|norm_and_product|gate_and_up)|prefill_(adds_bias|runs_products)'
 sanitize+='|_mass$|page_bounds|key_similarity|rope_store_does|scores_(of_dominant|count)|topk_of_(short|many)'
 sanitize+='|activations_have|norm_of_rows|gates_in|rows_of_every_type'

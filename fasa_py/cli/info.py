@@ -78,9 +78,15 @@ def run(args: argparse.Namespace) -> int:
 def _print_plan(out: Console, path: Path, args: argparse.Namespace) -> None:
     """Memory by what takes it and where, what there is, and what would fit."""
     options = method_options(args)
-    kv, k_dom = options.pop("kv"), options.pop("k_dom")
+    kv, k_dom, kv_cache_rows = options.pop("kv"), options.pop("k_dom"), options.pop("kv_cache_rows", None)
     settings = checked_settings(
-        args.ctx, args.batch, args.seq, Method.of(options.pop("method", "auto"), **options), kv, k_dom
+        args.ctx,
+        args.batch,
+        args.seq,
+        Method.of(options.pop("method", "auto"), **options),
+        kv,
+        k_dom,
+        kv_cache_rows,
     )
     info, plan = describe(path, settings, device=args.device, vram=args.vram)
     rows: list[tuple[object, ...]] = [
@@ -92,7 +98,8 @@ def _print_plan(out: Console, path: Path, args: argparse.Namespace) -> None:
         ("available", plan.device_available, plan.host_available),
         ("missing", plan.device_missing, plan.host_missing),
     ]
-    title = f"Plan: {plan.n_ctx:,} tokens on {info.device}"
+    placement = ", KV cache split between it and the host" if plan.kv == "split" else ""
+    title = f"Plan: {plan.n_ctx:,} tokens on {info.device}{placement}"
     cells = ((name, device, size(device), host, size(host)) for name, device, host in rows)
     out.print(table(title, cells, ("bytes of", "device", "", "host", "")))
     largest = f"largest context that fits: {plan.n_ctx_max:,} tokens" if plan.n_ctx_max else "no context fits"

@@ -75,6 +75,7 @@ class Engine:
         table: Table | None = None,
         kv: str = "auto",
         k_dom: str = "f16",
+        kv_cache_rows: int = -1,
         device: str = "auto",
     ) -> None:
         file, model, context = (ffi.new(f"fasa_{kind} **") for kind in ("gguf", "model", "context"))
@@ -93,6 +94,7 @@ class Engine:
         limits.n_ctx, limits.n_batch, limits.n_seq = n_ctx, n_batch, n_seq
         name = _set_fields(limits.method, method or {})
         limits.kv = getattr(lib, f"FASA_KV_{kv.upper()}")
+        limits.kv_cache_rows = kv_cache_rows
         limits.k_dom = getattr(lib, f"FASA_K_DOM_{k_dom.upper()}")
         held = table.create(self._model) if table else None
         limits.table = held or ffi.NULL

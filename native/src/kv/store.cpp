@@ -23,9 +23,7 @@ size_t KvShape::token_rest_bytes() const {
     return is_coded() ? whole : whole - token_dom_bytes();
 }
 
-size_t KvShape::host_bytes() const {
-    return half_bytes * host_row_values() * n_split() * n_head_kv * n_ctx * n_seq;
-}
+size_t KvShape::host_bytes() const { return half_bytes * host_row_values() * n_split() * n_head_kv * n_ctx * n_seq; }
 
 KvStore::KvStore(const KvShape& shape, std::vector<int16_t> order, const Device& device)
     : shape_(shape),

@@ -68,7 +68,9 @@ class Context {
     // One token and its logits.
     void step(Rows rows);
     void keep_runs();
-    void abandon();
+    // Until nothing of a batch that failed is under way any more.
+    void abandon(int32_t seq, int32_t pos0);
+    void count_rows(fasa_stats& stats) const;
     // What tells kept runs apart; 0: not to be kept.
     uint64_t run_key(Rows rows) const;
     template <class AfterBatch>
@@ -89,6 +91,7 @@ class Context {
     bool prefilling_ = false;      // the call in progress brought several tokens: they attend to everything
     std::atomic<bool> cancelled_ = false;
     fasa_stats stats_ = {};
+    RowCounts rows_before_;  // when stats_ began
     SelectScratch select_scratch_;
     std::unique_ptr<Sparsity> sparsity_;
     std::unique_ptr<Tap> tap_;

@@ -82,6 +82,7 @@ struct AttentionDecode::Work {
     Selection selection;
     int n_set, n, n_pos_max;
     cudaStream_t stream;
+    const RowCacheView& cache;
 };
 
 AttentionDecode::Scratch AttentionDecode::Scratch::take(Arena& arena, int n_sm, int head_dim) {
@@ -98,13 +99,14 @@ AttentionDecode::AttentionDecode(const Gpu& gpu, const Scratch& scratch) : gpu_(
 }
 
 void AttentionDecode::dense(float* y, const float* q, int n_head, float scale, const KvView& kv, const Step* step,
-                            int n, int n_pos_max, cudaStream_t stream) const {
-    start({"attend_dense", y, q, n_head, scale, kv, step, {}, kv.n_head_kv, n, n_pos_max, stream});
+                            int n, int n_pos_max, cudaStream_t stream, const RowCacheView& cache) const {
+    start({"attend_dense", y, q, n_head, scale, kv, step, {}, kv.n_head_kv, n, n_pos_max, stream, cache});
 }
 
 void AttentionDecode::selected(float* y, const float* q, int n_head, float scale, const KvView& kv, const Step* step,
-                               const Selection& selection, int n_pos_max, cudaStream_t stream) const {
-    start({"attend_selected", y, q, n_head, scale, kv, step, selection, selection.n_set, 1, n_pos_max, stream});
+                               const Selection& selection, int n_pos_max, cudaStream_t stream,
+                               const RowCacheView& cache) const {
+    start({"attend_selected", y, q, n_head, scale, kv, step, selection, selection.n_set, 1, n_pos_max, stream, cache});
 }
 
 void AttentionDecode::start(const Work& w) const {
@@ -135,7 +137,8 @@ void AttentionDecode::start(const Work& w) const {
                        .n = w.n,
                        .n_unit_queries = kernel.n_query,
                        .scale = w.scale * log2_e,
-                       .scratch = scratch_};
+                       .scratch = scratch_,
+                       .cache = w.cache};
     const size_t weights = static_cast<size_t>(n_split) * max_queries * sizeof(float);
     launch({.name = w.name,
             .grid = dim3(static_cast<unsigned>(n_split), static_cast<unsigned>(n_part), static_cast<unsigned>(w.n_set)),

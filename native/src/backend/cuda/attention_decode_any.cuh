@@ -25,12 +25,15 @@ class Query {
         for_parts([&](int i, int d) { q_[i] = *reinterpret_cast<const Floats<width>*>(q + d); });
     }
 
-    // Four positions, of which the first n are to be seen.
-    __device__ void add(const int64_t (&pos)[4], int n) {
+    __device__ const uint16_t* row(int64_t pos) const { return rest_ + pos * row_values_; }
+    __device__ int row_values() const { return row_values_; }
+
+    // Four positions, of which the first n are to be seen, with their rows.
+    __device__ void add(const int64_t (&pos)[4], const uint16_t* const (&row)[4], int n) {
         float score[4] = {};
         for (int j = 0; j < 4; ++j) {
             if (j >= n) continue;
-            const uint16_t *dom = dom_ + pos[j] * n_dom_, *rest = rest_ + pos[j] * row_values_;
+            const uint16_t *dom = dom_ + pos[j] * n_dom_, *rest = row[j];
             for_parts([&](int i, int d) {
                 const Floats<width> key = floats(d < n_dom_ ? dom + d : rest + (d - n_dom_));
                 for (int k = 0; k < width; ++k) score[j] = fmaf(q_[i].v[k], key.v[k], score[j]);
@@ -52,7 +55,7 @@ class Query {
         for (int j = 0; j < 4; ++j) {
             if (j >= n) continue;
             const float weight = exp2f(score[j] - base);
-            const uint16_t* value = rest_ + pos[j] * row_values_ + (head_dim_ - n_dom_);
+            const uint16_t* value = row[j] + (head_dim_ - n_dom_);
             state_.sum += weight;
             for_parts([&](int i, int d) {
                 const Floats<width> v = floats(value + d);
@@ -89,6 +92,18 @@ class Query {
     SoftmaxState state_ = {-INFINITY, 0};
 };
 
+// Leaves the rows of a tile behind that were not in the cache of rows; pos is that of lane i % n_tile.
+template <int n_parts, int width>
+__device__ inline void leave_rows(const CachedRows& cached, const Query<n_parts, width>& query, int pos, int first,
+                                  int n) {
+    const auto place = reinterpret_cast<uint64_t>(cached.place(first + threadIdx.x % n_tile));
+    for (int i = 0; i < n; ++i) {
+        auto* to = reinterpret_cast<uint16_t*>(__shfl_sync(all_lanes, place, i));
+        const uint16_t* from = query.row(__shfl_sync(all_lanes, pos, i));
+        for (int d = threadIdx.x % 32; to && d < query.row_values(); d += 32) to[d] = from[d];
+    }
+}
+
 template <int n_parts, int width>
 __global__ void __launch_bounds__(max_warps * 32, 1) attend_any(const Args a) {
     FASA_DYNAMIC_SHARED(shared);
@@ -98,15 +113,24 @@ __global__ void __launch_bounds__(max_warps * 32, 1) attend_any(const Args a) {
     const int n_block = n_busy(u), warp = threadIdx.x / 32, n_warps = blockDim.x / 32;
     if (static_cast<int>(blockIdx.x) >= n_block) return;
 
+    const CachedRows cached = cached_rows(a, u);
     Query<n_parts, width> query(a, u);
     for (int tile = blockIdx.x * n_warps + warp; tile * n_tile < u.n_pos; tile += gridDim.x * n_warps) {
         const int first = tile * n_tile, n = min(n_tile, u.n_pos - first);
         const int mine = position(a, u, first + threadIdx.x % n_tile);
+        const auto moved =
+            reinterpret_cast<uint64_t>(cached.are_on() ? cached.look_up(first + threadIdx.x % n_tile, mine) : nullptr);
         for (int j = 0; j < n; j += 4) {
             int64_t pos[4];
-            for (int k = 0; k < 4; ++k) pos[k] = __shfl_sync(all_lanes, mine, j + k);
-            query.add(pos, n - j);
+            const uint16_t* row[4];
+            for (int k = 0; k < 4; ++k) {
+                pos[k] = __shfl_sync(all_lanes, mine, j + k);
+                const auto* elsewhere = reinterpret_cast<const uint16_t*>(__shfl_sync(all_lanes, moved, j + k));
+                row[k] = elsewhere ? elsewhere : query.row(pos[k]);
+            }
+            query.add(pos, row, n - j);
         }
+        if (cached.are_on()) leave_rows(cached, query, mine, first, n);
     }
     ptx::start_next();
     float* values = reinterpret_cast<float*>(shared);
