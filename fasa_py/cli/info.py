@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 from collections import Counter
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _print_plan(out: Console, path: Path, args: argparse.Namespace) -> None:
+def _print_plan(out: Console, path: str | os.PathLike[str], args: argparse.Namespace) -> None:
     """Memory by what takes it and where, what there is, and what would fit."""
     options = method_options(args)
     kv, k_dom = options.pop("kv"), options.pop("k_dom")
@@ -83,7 +83,7 @@ def _print_plan(out: Console, path: Path, args: argparse.Namespace) -> None:
         args.ctx, args.batch, args.seq, Method.of(options.pop("method", "auto"), **options), kv, k_dom
     )
     info, plan = describe(path, settings, device=args.device, vram=args.vram)
-    rows: list[tuple[object, ...]] = [
+    rows = [
         ("weights", plan.weights_device_bytes, plan.weights_host_bytes),
         ("KV cache", plan.kv_device_bytes, plan.kv_host_bytes),
         ("scratch", plan.scratch_device_bytes, plan.scratch_host_bytes),
@@ -92,12 +92,11 @@ def _print_plan(out: Console, path: Path, args: argparse.Namespace) -> None:
         ("available", plan.device_available, plan.host_available),
         ("missing", plan.device_missing, plan.host_missing),
     ]
-    title = f"Plan: {plan.n_ctx:,} tokens on {info.device}"
     cells = ((name, device, size(device), host, size(host)) for name, device, host in rows)
-    out.print(table(title, cells, ("bytes of", "device", "", "host", "")))
+    out.print(table(f"Plan for {plan.n_ctx:,} tokens", cells, ("bytes of", "device", "", "host", "")))
     largest = f"largest context that fits: {plan.n_ctx_max:,} tokens" if plan.n_ctx_max else "no context fits"
     trained = f" (trained: {info.n_ctx_train:,})" if plan.n_ctx_max > info.n_ctx_train else ""
-    out.print(Text(f"{'it fits' if plan.fits else 'it does not fit'}; {largest}{trained}"))
+    out.print(Text(f"{'it fits' if plan.fits else 'it does not fit'}; {largest}{trained}\ndevice: {info.device}"))
 
 
 def kv_bytes_per_token(metadata: Mapping[str, Any]) -> int | None:
