@@ -22,22 +22,25 @@ INSTALL_PACKAGE := $(PIP_INSTALL) --no-build-isolation --config-settings=build-d
 PACKAGE_SOURCES := pyproject.toml README.md LICENSE CMakeLists.txt \
   $(shell find native fasa_py -type f -not -path '*/__pycache__/*')
 # fasa.h is laid out in columns, by hand.
-CXX_FILES := $(filter-out %/fasa.h,$(shell find native tests bench -name '*.cpp' -o -name '*.h'))
+CXX_FILES := $(filter-out %/fasa.h,$(foreach kind,cpp h cu cuh,$(shell find native tests bench -name '*.$(kind)')))
 PYTHON_FILES := fasa_py tests tools bench .ci
 
 export PATH := $(abspath $(BIN)):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench lint format sanitize build clean
+.PHONY: help demo test test-cuda bench lint format sanitize build clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "%-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-10s %s\n", $$1, $$2 }' Makefile
 
 demo: $(VENV)/installed  ## calibrate the embedded model; full attention and FASA side by side on a long text
 	$(BIN)/python -I -m fasa_py.demo
 
 test: $(VENV)/installed-test $(RELEASE)/$(NATIVE_TESTS)  ## run all tests, the native ones included
 	export FASA_NATIVE_TESTS=$(abspath $(RELEASE)/$(NATIVE_TESTS)); $(PYTEST) $(PYTEST_ARGS)
+
+test-cuda: $(VENV)/installed-test  ## compile the CUDA backend, and run its tests on the CPU: for machines without a GPU
+	tests/cuda_on_cpu/run.sh
 
 bench: $(VENV)/installed $(BENCH_PEER) $(BENCH_MODEL)  ## compare with llama-cpp-python on the same model file
 	FASA_LIBRARY=$(abspath $(RELEASE)/libfasa.so) $(BIN)/python bench/side_by_side.py $(BENCH_MODEL) $(BENCH_ARGS)
@@ -58,7 +61,7 @@ format: $(VENV)/installed-dev  ## format all sources
 # the address sanitizer has to find it before the first exception.
 sanitize: $(VENV)/installed-test  ## run the tests under the address and undefined-behaviour sanitizers
 	cmake -S . -B $(SANITIZED) -G Ninja -DCMAKE_CXX_COMPILER=$(CXX) -DFASA_SANITIZE=address,undefined -DFASA_TESTS=ON
-	cmake --build $(SANITIZED)
+	cmake --build $(SANITIZED) --target fasa fasa_tests
 	$(SANITIZED)/$(NATIVE_TESTS)
 	export LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)"; \
 	  export ASAN_OPTIONS=detect_leaks=0 FASA_LIBRARY=$(abspath $(SANITIZED)/libfasa.so); $(PYTEST) -m "not slow" $(PYTEST_ARGS)
@@ -83,7 +86,7 @@ $(VENV)/installed-%: $(VENV)/created $(PACKAGE_SOURCES)
 
 $(RELEASE)/$(NATIVE_TESTS): $(VENV)/installed-test $(shell find tests/native -type f)
 	cmake -S . -B $(RELEASE) -DFASA_TESTS=ON
-	cmake --build $(RELEASE)
+	cmake --build $(RELEASE) --target fasa fasa_tests
 	touch $@
 
 $(BENCH_PEER):

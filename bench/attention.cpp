@@ -66,10 +66,13 @@ void measure(const Shape& s, int n_ctx, int n_threads) {
     const double dense = best_seconds([&](int i) {
         ops->attend_dense(y.data(), q.data(), s.n_head, 0.1f, cache(i), {0, n_ctx - 1, 1});
     });
-    const double ranking =
-        best_seconds([&](int i) { ops->token_scores(scores_of(i), {q.data(), nullptr, s.n_head_kv, s.n_head_kv}, cache(i), 0, n_ctx, false, nullptr); });
-    const double choice =
-        best_seconds([&](int i) { ops->topk(scores_of(i), n_ctx, {n_fac, n_sink, n_recent}, selection); });
+    const double ranking = best_seconds([&](int i) {
+        ops->token_scores(scores_of(i), {q.data(), nullptr, s.n_head_kv, s.n_head_kv}, cache(i), 0, n_ctx, false,
+                          nullptr);
+    });
+    const double choice = best_seconds([&](int i) {
+        ops->topk(scores_of(i), n_ctx, {n_fac, n_sink, n_recent}, selection);
+    });
     const double chosen =
         best_seconds([&](int i) { ops->attend_selected(y.data(), q.data(), s.n_head, 0.1f, cache(i), 0, selection); });
     const double prefill = best_seconds([&](int i) {

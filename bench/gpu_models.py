@@ -3,8 +3,9 @@
     python bench/gpu_models.py [llama-3.1-8b:Q4_K_M ...] [--ops ops.json] [--peer llama-bench] [--json models.json]
 
 Models are made on the spot (random weights, bench/make_model.py), each is measured in a process of its own, and what a
-process that failed or ran out of time had found by then is kept. Two methods, each in a context of its own: ``dense``
-and ``fasa`` (with a made-up table: which tokens are chosen then means nothing, how many bytes are read is the same).
+process that failed or ran out of time had found by then is kept. Methods, each in a context of its own: ``dense``,
+``fasa`` (with a made-up table: which tokens are chosen then means nothing, how many bytes are read is the same) and
+``fasa-m``, whose rows of keys and values lie in host memory, also with a cache of rows on the device.
 
 The context is filled with a real prompt (``--fill prefill``), or (``state``) with random keys and values, through a
 saved state that is made on the spot: that takes the same seconds whatever prefill does, needs the xxhash package, and
@@ -39,7 +40,17 @@ from sparse_decode import made_up_table
 MODELS = [f"{shape}:{mix}" for shape in ("llama-3.1-8b", "qwen2.5-7b") for mix in MIXES]
 DEPTHS = [0, 4096, 16384, 32768, 65536, 131072]
 PREFILLS = [512, 4096, 32768]
-METHODS = {"dense": "full", "fasa": "fasa"}
+# Method, how its dominant keys are stored, placement of the KV cache, rows of it in the device's cache.
+METHODS: dict[str, tuple[str, str, str, int | None]] = {
+    "dense": ("full", "f16", "device", 0),
+    "fasa": ("fasa", "f16", "device", 0),
+    "fasa-int8": ("fasa", "int8", "device", 0),
+    "fasa-q4": ("fasa", "q4", "device", 0),
+    "fasa-m": ("fasa", "f16", "split", 0),
+    "fasa-m-int8": ("fasa", "int8", "split", 0),
+    "fasa-m-q4": ("fasa", "q4", "split", 0),
+    "fasa-m-cache": ("fasa", "f16", "split", None),
+}
 WARM_UP = 4  # steps, the first of which records the graph of its length
 
 # llama.cpp (ggml 0.25.3, CUDA, flash attention, ubatch 2048) on a GPU that copies at 3.95 TB/s: tokens/s.
@@ -123,10 +134,11 @@ def write_random_state(context: Any, path: Path, n: int) -> None:
     context.decode(0, tokens(0, 2))
     context.save(0, path)
     context.truncate(0, 0)
-    head = bytearray(path.read_bytes()[:48])
+    saved = path.read_bytes()
+    head = bytearray(saved[:48])
     head[12:16] = struct.pack("<I", n)
-    n_layer, n_head_kv, head_dim = struct.unpack_from("<3I", head, 24)
-    left = 4 * n_layer * n_head_kv * head_dim * n
+    head_dim = struct.unpack_from("<3I", head, 24)[2]
+    left = ((len(saved) - 48 - 8) // 2 - 4) * n  # without the tokens and the checksum
     rng = np.random.default_rng(0)
     bits = rng.integers(0, 1 << 16, min(4 * head_dim * n, left) // 2 + 12345, np.uint16)
     pool = ((bits & 0x83FF) | (14 - (bits >> 10 & 3)) << 10).astype(np.uint16).view(np.uint8)
@@ -182,17 +194,27 @@ class Measurement:
 
         a = self.arguments
         n_ctx = max([*a.depths, *a.prefills]) + max(a.steps, WARM_UP)
-        needs_table = name == "fasa" and not self.model.has_table
+        method, k_dom, kv, rows = METHODS[name]
+        needs_table = method == "fasa" and not self.model.has_table
         table = made_up_table(self.model) if needs_table else None
         self.memory.peak = 0
         with self.memory.watched():
-            context = Context(
-                self.model, ContextSettings(n_ctx, n_batch=a.n_batch, method=Method(METHODS[name], dense_layers=0), table=table)
+            start = time.perf_counter()
+            settings = ContextSettings(
+                n_ctx,
+                n_batch=a.n_batch,
+                method=Method(method, dense_layers=a.dense_layers),
+                table=table,
+                k_dom=k_dom,
+                kv=kv,
+                kv_cache_rows=rows,
             )
+            context = Context(self.model, settings)
         plan = context.plan
         self.emit(
-            "plan", method=name, n_ctx=n_ctx, fill=fill, weights_bytes=plan.weights_bytes, kv_bytes=plan.kv_bytes,
-            scratch_bytes=plan.scratch_bytes,
+            "plan", method=name, n_ctx=n_ctx, fill=fill, weights_bytes=plan.weights_device_bytes,
+            kv_bytes=plan.kv_device_bytes, scratch_bytes=plan.scratch_device_bytes, pinned_bytes=plan.host_bytes,
+            create_s=time.perf_counter() - start, row_cache_bytes=plan.row_cache_bytes,
         )  # fmt: skip
         try:
             if name == a.methods[0]:
@@ -244,11 +266,14 @@ class Measurement:
             ]
             after = context.stats()
             context.truncate(0, depth)
-            n_bytes = (after.decode_bytes - before.decode_bytes) / (after.n_decode - before.n_decode)
+            n_steps = after.n_decode - before.n_decode
+            n_bytes = (after.decode_bytes - before.decode_bytes) / n_steps
             self.memory.look()
             self.emit(
                 "decode", method=name, depth=depth, tokens_per_s=1 / statistics.median(seconds), best_s=min(seconds),
                 mean_s=statistics.fmean(seconds), bytes_per_step=n_bytes,
+                rows_hit=after.rows_hit - before.rows_hit, rows_missed=after.rows_missed - before.rows_missed,
+                pcie_bytes_per_step=(after.pcie_bytes - before.pcie_bytes) / n_steps,
                 finite=bool(np.isfinite(context.logits).all()),
             )  # fmt: skip
 
@@ -327,7 +352,8 @@ def table(report: dict[str, Any], copy_gb_s: float | None) -> str:
     for name in METHODS:
         for plan in rows("plan", name):
             planned = plan["weights_bytes"] + plan["kv_bytes"] + plan["scratch_bytes"]
-            line = f"{name}: n_ctx {plan['n_ctx']}, planned {planned / 2**20:.1f} MiB"
+            line = f"{name}: n_ctx {plan['n_ctx']}, planned {planned / 2**20:.1f} MiB (KV cache "
+            line += f"{plan['kv_bytes'] / 2**20:.1f}), pinned {plan['pinned_bytes'] / 2**20:.1f} MiB"
             for memory in rows("memory", name):
                 peak = memory["peak_bytes"]
                 line += f", peak on the device {peak / 2**20:.1f} MiB ({peak / planned - 1:+.2%})"
@@ -383,9 +409,10 @@ def main() -> int:
     parser.add_argument("--keep", action="store_true", help="the models")
     parser.add_argument("--depths", type=int, nargs="+", default=DEPTHS)
     parser.add_argument("--prefills", type=int, nargs="+", default=PREFILLS)
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=["dense", "fasa"])
     parser.add_argument("--fill", choices=["auto", "prefill", "state"], default="auto")
     parser.add_argument("--n-batch", type=int, default=2048)
+    parser.add_argument("--dense-layers", type=int, default=0, help="of fasa and fasa-m")
     parser.add_argument("--steps", type=int, default=48, help="decoded in one measurement")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=3600, help="for everything; no model is begun after them")

@@ -232,6 +232,7 @@ def calibrate(
     n_recent: int = 32,
     per_head: bool = True,
     n_threads: int | None = None,
+    device: str = "auto",
     diagnostics: bool = False,
     progress: Progress | None = None,
 ) -> CalibrationTable:
@@ -267,6 +268,9 @@ def calibrate(
         Choose sets by mass for each query head, too, with as many times fewer steps as heads share a KV head.
     n_threads
         CPU threads; None: all. Of a :class:`Llama`: its own.
+    device
+        What reads and writes, ``auto``, ``cpu``, ``cuda`` or ``cuda:N``; of a :class:`Llama`: its own. The chunks are
+        compared on the CPU.
     diagnostics
         Measure overlap between samples and predictive accuracy, for :meth:`CalibrationTable.report`.
     progress
@@ -301,7 +305,7 @@ def calibrate(
         n_samples = _DEFAULT_SAMPLES if text is None else 1
     n_samples = whole_number("n_samples", n_samples, 1, 4096)
     with nullcontext(model) if isinstance(model, Llama) else _Uncalibrated(
-        model, n_ctx=64, n_threads=n_threads, method="full"
+        model, n_ctx=64, n_threads=n_threads, device=device, method="full"
     ) as llm:  # fmt: skip
         if n_tip is not None:
             n_tip = whole_number("n_tip", n_tip, 1, llm.info.head_dim // 2)

@@ -120,7 +120,11 @@ class Llama(OpenAIStyle):
         Start from the settings of the paper instead, :meth:`fasa_py.Method.paper`.
     kv
         Where the KV cache lies: all of it on the device, or (``split``) only the dominant keys there and the rest in
-        host memory. On the CPU both are host memory.
+        host memory, which only method ``fasa`` with sets per KV head can do; ``auto``: the latter where only that fits.
+        :attr:`plan` has the choice. On the CPU both are host memory.
+    kv_cache_rows
+        Of a ``split`` cache: how many rows of keys and values, those chosen of late, the GPU keeps of every sparse
+        layer and KV head, so that only others cross the bus. None: four times n_fac. 0: none.
     k_dom
         How the dominant keys that method ``fasa`` ranks tokens by are stored: ``f16``, exactly; or ``int8`` or ``q4``,
         copies of 8 or 4 bits with one scale a token and KV head. The whole exact keys are then stored beside the
@@ -172,6 +176,7 @@ class Llama(OpenAIStyle):
         criterion: str | None = None,
         paper: bool = False,
         kv: str = "auto",
+        kv_cache_rows: int | None = None,
         k_dom: str = "f16",
         table: Any = None,
         **options: Any,
@@ -189,7 +194,7 @@ class Llama(OpenAIStyle):
             method, paper, granularity, n_tip=n_tip, n_fac=n_fac, n_sink=n_sink, n_recent=n_recent,
             dense_layers=dense_layers, criterion=criterion,
         )  # fmt: skip
-        settings = checked_settings(n_ctx, n_batch, n_seq, asked, kv, k_dom)
+        settings = checked_settings(n_ctx, n_batch, n_seq, asked, kv, k_dom, kv_cache_rows)
         vram_bytes = memory_size(vram)
 
         self.path = default_model() if path is None and model_path is None else Path(path or model_path or "")
@@ -226,7 +231,8 @@ class Llama(OpenAIStyle):
             self._report()
 
     def __repr__(self) -> str:
-        return f"<Llama {self.path.name!r} on {self.device}, n_ctx {self._context.n_ctx}>"
+        placement = ", split KV cache" if self._context.plan.kv == "split" else ""
+        return f"<Llama {self.path.name!r} on {self.device}, n_ctx {self._context.n_ctx}{placement}>"
 
     @classmethod
     def from_pretrained(
@@ -266,7 +272,8 @@ class Llama(OpenAIStyle):
             f"{self.path.name}: {info.arch}, {info.n_params / 1e6:.1f} M parameters, "
             f"{info.n_bytes / 2**20:.0f} MiB on {info.device}\n"
             f"context: {self.n_ctx} tokens (trained: {info.n_ctx_train}, fitting now: {plan.n_ctx_max}), "
-            f"KV cache {plan.kv_bytes / 2**20:.0f} MiB (dominant keys {plan.kv_dom_bytes / 2**20:.0f} MiB), "
+            f"KV cache {plan.kv_bytes / 2**20:.0f} MiB (dominant keys {plan.kv_dom_bytes / 2**20:.0f} MiB"
+            f"{', the rest in host memory' if plan.kv == 'split' else ''}), "
             f"scratch {plan.scratch_bytes / 2**20:.0f} MiB\n"
             f"taken: {plan.device_bytes / 2**20:.0f} MiB on the device, {plan.host_bytes / 2**20:.0f} MiB on the host\n"
             f"attention: {self.method}",

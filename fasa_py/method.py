@@ -193,6 +193,11 @@ def k_dom_number(k_dom: str) -> int:
     return _K_DOM[k_dom]
 
 
+def kv_name(kv: int) -> str:
+    """The inverse of :func:`kv_placement`."""
+    return {number: name for name, number in _PLACEMENTS.items()}[kv]
+
+
 def kv_placement(kv: str) -> int:
     """``auto``, ``device`` or ``split`` as the engine's number.
 

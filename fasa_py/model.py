@@ -10,7 +10,7 @@ import logging
 import os
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ import numpy.typing as npt
 from ._native import check, ffi, lib, text
 from .errors import CancelledError
 from .gguf import GGUF, path_bytes
-from .method import Method, k_dom_number, kv_placement
+from .method import Method, k_dom_number, kv_name, kv_placement
 from .sampling import SamplingParams
 
 if TYPE_CHECKING:
@@ -80,12 +80,14 @@ class Plan:
     n_ctx: int  # asked or chosen
     n_ctx_max: int  # the largest that fits; 0: none
     fits: bool
+    kv: str  # "device" or "split", asked or chosen
     weights_device_bytes: int  # uploaded
     weights_host_bytes: int  # mapped from the file, shared between processes; on the CPU only
     kv_device_bytes: int
     kv_host_bytes: int
     kv_dom_bytes: int  # the part that dominant keys take: on the device, wherever the rest lies
-    scratch_device_bytes: int  # activations, workspace
+    scratch_device_bytes: int  # activations, workspace, cache of rows
+    row_cache_bytes: int  # the part that the device's cache of rows of a split KV cache takes
     scratch_host_bytes: int  # logits, tokens, page-locked buffers; on the CPU activations and workspace too
     system_device_bytes: int  # what CUDA takes itself: its context, kernels, graphs; an upper bound
     device_bytes: int  # the sums of the above
@@ -125,6 +127,11 @@ class Stats:
     tokens_selected: int  # positions, summed over lists and sparse layers
     key_bytes: int  # of the KV cache, read
     value_bytes: int
+    # Of a split KV cache on a GPU: rows that decode steps attended to, found in the device's cache of rows or not, and
+    # bytes of rows that went over the bus, by all steps, in either direction.
+    rows_hit: int
+    rows_missed: int
+    pcie_bytes: int
 
 
 @dataclass(frozen=True)
@@ -147,6 +154,11 @@ def _fields(kind: type, struct: Any) -> Any:
     """A dataclass of the given kind from the C struct with the same field names."""
     values = {name: getattr(struct, name) for name in kind.__dataclass_fields__}  # type: ignore[attr-defined]
     return kind(**{name: text(v) if isinstance(v, ffi.CData) else v for name, v in values.items()})
+
+
+def _plan(struct: Any) -> Plan:
+    plan: Plan = _fields(Plan, struct)
+    return replace(plan, kv=kv_name(struct.kv))
 
 
 def build_info() -> BuildInfo:
@@ -284,7 +296,7 @@ class Model:
         """What a context with these settings would take."""
         out = ffi.new("fasa_plan *")
         check(lib.fasa_plan_get(out, self._handle, (settings or ContextSettings()).params()))
-        return _fields(Plan, out)
+        return _plan(out)
 
     def check_plan(self, settings: ContextSettings) -> None:
         """Nothing, if a context with these settings fits.
@@ -311,6 +323,7 @@ class ContextSettings:
     table: Table | None = None  # None: the file's own
     kv: str = "auto"  # or "device", "split": dominant keys on the device, the rest in host memory
     k_dom: str = "f16"  # how dominant keys are stored for ranking; or "int8", "q4"
+    kv_cache_rows: int | None = None  # of a split cache: rows that the device keeps; None: 4 n_fac; 0: none
 
     def params(self) -> Any:
         """``fasa_context_params *``; valid as long as the table is."""
@@ -321,6 +334,7 @@ class ContextSettings:
         params.table = ffi.NULL if self.table is None else self.table._handle
         params.kv = kv_placement(self.kv)
         params.k_dom = k_dom_number(self.k_dom)
+        params.kv_cache_rows = 0 if self.kv_cache_rows is None else self.kv_cache_rows or -1
         return params
 
 
@@ -342,7 +356,7 @@ class Context:
         lib.fasa_context_abort_set(self._handle, self._abort, ffi.NULL)
         plan = ffi.new("fasa_plan *")
         lib.fasa_context_plan(plan, self._handle)
-        self.plan: Plan = _fields(Plan, plan)
+        self.plan = _plan(plan)
         self.n_ctx = self.plan.n_ctx
         self.n_seq = max(1, settings.n_seq)
         self.n_vocab = model.info.n_vocab

@@ -15,7 +15,7 @@ from .table import Table, load_table
 
 
 def checked_settings(
-    n_ctx: int | None, n_batch: int, n_seq: int, method: Method, kv: str, k_dom: str
+    n_ctx: int | None, n_batch: int, n_seq: int, method: Method, kv: str, k_dom: str, kv_cache_rows: int | None
 ) -> ContextSettings:
     """Settings of a context, all within their ranges.
 
@@ -28,6 +28,7 @@ def checked_settings(
         method,
         kv=kv,
         k_dom=k_dom,
+        kv_cache_rows=None if kv_cache_rows is None else whole_number("kv_cache_rows", kv_cache_rows, 0, 2**28),
     )
     settings.params()
     return settings
@@ -59,6 +60,7 @@ def plan(
     paper: bool = False,
     granularity: str | None = None,
     kv: str = "auto",
+    kv_cache_rows: int | None = None,
     k_dom: str = "f16",
     table: Any = None,
     **settings: Any,
@@ -75,7 +77,8 @@ def plan(
     :raises OSError, FormatError, UnsupportedError, ValueError, DeviceError: as Llama does
     """
     asked = Method.of(method, paper, granularity, **settings)
-    return describe(path, checked_settings(n_ctx, n_batch, n_seq, asked, kv, k_dom), n_threads, device, vram, table)[1]
+    checked = checked_settings(n_ctx, n_batch, n_seq, asked, kv, k_dom, kv_cache_rows)
+    return describe(path, checked, n_threads, device, vram, table)[1]
 
 
 def describe(

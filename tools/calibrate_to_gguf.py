@@ -51,6 +51,7 @@ def arguments() -> argparse.ArgumentParser:
     )
     parser.add_argument("--n-tip", type=int, metavar="N", help="dominant chunks to recommend (default: a quarter)")
     parser.add_argument("-t", "--threads", type=int, metavar="N", help="CPU threads (default: all usable cores)")
+    parser.add_argument("--device", default="auto", help="what reads and writes: auto, cpu, cuda or cuda:N")
     parser.add_argument("--force", action="store_true", help="replace OUT.gguf if it exists")
     parser.add_argument("--plot", metavar="FILE", type=Path, help="agreement by head and layer as an image")
     parser.add_argument("--report", action="store_true", help="sparsity, overlap of samples, accuracy of prediction")
@@ -99,7 +100,8 @@ def run(args: argparse.Namespace) -> None:
     with bar("calibrating") as progress:
         table: CalibrationTable = calibrate(
             args.model, k=args.k, criterion=args.criterion, n_steps=args.steps, n_samples=args.samples,
-            n_tip=args.n_tip, n_threads=args.threads, diagnostics=args.report, progress=progress, **given,
+            n_tip=args.n_tip, n_threads=args.threads, device=args.device, diagnostics=args.report, progress=progress,
+            **given,
         )  # fmt: skip
     with bar("writing") as progress:
         table.save(args.model, args.output, args.force, progress)

@@ -65,6 +65,7 @@ def add_method_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--criterion", metavar="NAME", help="of dominant chunks: ca or mass (default: the table's)")
     group.add_argument("--paper", action="store_true", help="start from the settings of the FASA paper")
     group.add_argument("--kv", default="auto", metavar="PLACE", help="KV cache: device, or split between it and host")
+    group.add_argument("--kv-cache-rows", type=int, metavar="N", help="rows of a split cache kept on the GPU; 0: none")
     group.add_argument("--k-dom", default="f16", metavar="TYPE", help="dominant keys: f16 (default), int8 or q4")
 
 
@@ -79,6 +80,7 @@ METHOD_ARGUMENTS = (
     "criterion",
     "paper",
     "kv",
+    "kv_cache_rows",
     "k_dom",
 )
 

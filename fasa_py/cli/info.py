@@ -78,9 +78,15 @@ def run(args: argparse.Namespace) -> int:
 def _print_plan(out: Console, path: str | os.PathLike[str], args: argparse.Namespace) -> None:
     """Memory by what takes it and where, what there is, and what would fit."""
     options = method_options(args)
-    kv, k_dom = options.pop("kv"), options.pop("k_dom")
+    kv, k_dom, kv_cache_rows = options.pop("kv"), options.pop("k_dom"), options.pop("kv_cache_rows", None)
     settings = checked_settings(
-        args.ctx, args.batch, args.seq, Method.of(options.pop("method", "auto"), **options), kv, k_dom
+        args.ctx,
+        args.batch,
+        args.seq,
+        Method.of(options.pop("method", "auto"), **options),
+        kv,
+        k_dom,
+        kv_cache_rows,
     )
     info, plan = describe(path, settings, device=args.device, vram=args.vram)
     rows = [
@@ -92,11 +98,12 @@ def _print_plan(out: Console, path: str | os.PathLike[str], args: argparse.Names
         ("available", plan.device_available, plan.host_available),
         ("missing", plan.device_missing, plan.host_missing),
     ]
+    placement = ", KV cache split between device and host" if plan.kv == "split" else ""
     cells = ((name, device, size(device), host, size(host)) for name, device, host in rows)
     out.print(table(f"Plan for {plan.n_ctx:,} tokens", cells, ("bytes of", "device", "", "host", "")))
     largest = f"largest context that fits: {plan.n_ctx_max:,} tokens" if plan.n_ctx_max else "no context fits"
     trained = f" (trained: {info.n_ctx_train:,})" if plan.n_ctx_max > info.n_ctx_train else ""
-    out.print(Text(f"{'it fits' if plan.fits else 'it does not fit'}; {largest}{trained}\ndevice: {info.device}"))
+    out.print(Text(f"{'it fits' if plan.fits else 'it does not fit'}; {largest}{trained}\ndevice: {info.device}{placement}"))
 
 
 def kv_bytes_per_token(metadata: Mapping[str, Any]) -> int | None:

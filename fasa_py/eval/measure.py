@@ -15,6 +15,7 @@ from .cases import Case
 from .divergence import Floats, Trace
 from .inside import Tap
 from .methods import DENSE, Candidate, parse_method
+from .overlap import Choices, overlap
 from .recall import Recall, add_tapped_steps
 from .results import Record
 from .session import Session
@@ -40,6 +41,8 @@ def _counters(stats: Stats) -> Record:
 def _named(task: str, length: int, case: str, candidate: Candidate, **values: Any) -> Record:
     method = candidate.method
     settings = {"method": candidate.label, "spec": candidate.spec, "n_tip": method.n_tip, "n_fac": method.n_fac}
+    if candidate.is_coded:
+        settings |= {"k_dom": candidate.k_dom, "exact_method": candidate.exact.label}
     return {"task": task, "length": length, "case": case, **settings, **values}
 
 
@@ -122,12 +125,16 @@ def perplexity(
     n_decoded: int,
     candidates: Sequence[Candidate],
     progress: Progress | None = None,
+    exact: Session | None = None,
 ) -> Iterator[Record]:
     """The last ``n_decoded`` of the text's first ``length`` tokens, decoded one by one after a dense prefill.
 
     ``nll``: mean negative log probability in nats; ``kl`` and ``agree``: against dense, step by step; ``recall`` and
-    ``mass``: over every 128th step's sparse layers and query heads, with K = 256.
+    ``mass``: over every 128th step's sparse layers and query heads, with K = 256; ``overlap`` and ``overlap_free`` of
+    candidates with coded keys: over the lists of these steps, see :func:`fasa_py.eval.overlap.overlap`, with those
+    that the same method chooses by exact keys.
 
+    :param exact: a session with exact keys, for ``overlap``
     :raises ValueError: the text is shorter than that
     :raises NotEngagedError: a sparse method attended to everything
     """
@@ -137,23 +144,29 @@ def perplexity(
     session.prefill(ids[: length - n_decoded], progress)
     tokens = ids[length - n_decoded :]
     dense = _dense_table(n_decoded, session.context.n_vocab)
+    if exact is not None:
+        exact.prefill(ids[: length - n_decoded], progress)
     for candidate in _with_dense(candidates):
         trace = Trace(tokens, None if candidate.is_dense else dense, dense if candidate.is_dense else None)
-        recall = _trace_with_recall(session, subject.info, candidate, tokens, trace)
+        recall, choices = _trace_with_recall(session, subject.info, candidate, tokens, trace)
         stats = session.stats()
         if candidate not in candidates:
             continue
+        kept = {}
+        if candidate.is_coded and exact is not None:
+            _, others = _trace_with_recall(exact, subject.info, candidate, tokens, Trace(tokens))
+            kept = overlap(choices, others, candidate.method)
         nll = -float(trace.logp.mean())
         yield _named(
             PERPLEXITY, length, text.name, candidate, nll=nll, ppl=math.exp(nll), **trace.compared(),
-            **recall.result(), n_prompt=length - n_decoded, n_answer=n_decoded, **_counters(stats),
+            **recall.result(), **kept, n_prompt=length - n_decoded, n_answer=n_decoded, **_counters(stats),
         )  # fmt: skip
 
 
 def _trace_with_recall(
     session: Session, info: ModelInfo, candidate: Candidate, tokens: Sequence[int], trace: Trace
-) -> Recall:
-    recall = Recall()
+) -> tuple[Recall, Choices]:
+    recall, choices = Recall(), Choices()
     steps = session.forced(candidate.method, tokens)
     trace.add(next(steps))
     for i in range(1, len(tokens)):
@@ -163,4 +176,5 @@ def _trace_with_recall(
         with closing(Tap(session.context, info, 1)) as tap:
             trace.add(next(steps))
             add_tapped_steps(recall, tap, session.context, info, RECALL_K)
-    return recall
+            choices.add(tap, info)
+    return recall, choices

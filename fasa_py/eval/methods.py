@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 
-from ..method import Method
+from ..method import Method, k_dom_number
 
 DENSE = "dense"
 # What the short names mean; any other name is one of the engine's.
@@ -25,6 +25,7 @@ class Candidate:
 
     spec: str  # as it was asked for
     method: Method
+    k_dom: str = "f16"  # how the dominant keys are stored that it ranks by
 
     @property
     def label(self) -> str:
@@ -38,6 +39,18 @@ class Candidate:
     @property
     def is_dense(self) -> bool:
         return self.method.name == "full"
+
+    @property
+    def is_coded(self) -> bool:
+        """Whether its dominant keys have 8 or 4 bits, so that it needs a cache of its own."""
+        return self.k_dom != "f16"
+
+    @property
+    def exact(self) -> Candidate:
+        """The same with exact dominant keys."""
+        name, _, settings = self.spec.partition(":")
+        others = ",".join(s for s in settings.split(",") if s and not s.startswith("k_dom="))
+        return Candidate(f"{name}:{others}" if others else name, self.method)
 
 
 def _value(name: str, text: str) -> int | float | str:
@@ -57,7 +70,7 @@ def parse_method(spec: str) -> Candidate:
 
     Names: ``dense``, ``fasa-mass``, ``fasa-ca``, ``fasa-paper`` (nothing forced, no dense layer, sets per query head),
     and those of the engine (:func:`fasa_py.method.supported_methods`). Settings are those of
-    :class:`fasa_py.method.Method`.
+    :class:`fasa_py.method.Method`, and ``k_dom`` as :class:`fasa_py.Llama` has it, for fasa.
 
     :raises ValueError: an unknown name or setting, or a value out of its range
     """
@@ -68,8 +81,12 @@ def parse_method(spec: str) -> Candidate:
         key, equals, value = setting.partition("=")
         if not equals:
             raise ValueError(f"{setting!r} in the method {spec!r} must have the form setting=value")
-        changes[key] = _value(key, value)
-    return Candidate(spec, replace(method, **changes))  # type: ignore[arg-type]
+        changes[key] = value if key == "k_dom" else _value(key, value)
+    k_dom = str(changes.pop("k_dom", "f16"))
+    k_dom_number(k_dom)
+    if k_dom != "f16" and method.name != "fasa":
+        raise ValueError(f"k_dom={k_dom} is for the method fasa, not {spec!r}")
+    return Candidate(spec, replace(method, **changes), k_dom)  # type: ignore[arg-type]
 
 
 def expand(
@@ -90,6 +107,6 @@ def expand(
         for tip in tips if base.method.name in _HAS_N_TIP and "n_tip" not in written else [None]:
             for fac in n_fac if base.method.name not in _HAS_NO_BUDGET and "n_fac" not in written and n_fac else [None]:
                 changes = {name: value for name, value in (("n_tip", tip), ("n_fac", fac)) if value is not None}
-                candidate = Candidate(spec, replace(base.method, **changes))  # type: ignore[arg-type]
+                candidate = replace(base, method=replace(base.method, **changes))  # type: ignore[arg-type]
                 made.setdefault(candidate.label, candidate)
     return sorted(made.values(), key=lambda candidate: not candidate.is_dense)

@@ -183,6 +183,44 @@ def perplexity_table(records: Sequence[Record], length: int) -> str:
     return _markdown([*header, "recall %", "mass %", *_COST], rows)
 
 
+_ONE_SIDED_95 = 1.645  # standard errors
+
+
+def coded_methods(records: Sequence[Record], length: int) -> dict[str, dict[str, Any]]:
+    """Of each method with coded dominant keys, against the same method with exact ones.
+
+    ``loss``: paired, over the cases that both answered, the mean of tasks; ``loss_95``: its upper 95 % bound
+    (one-sided); ``ratio``: of perplexities; ``overlap``, ``overlap_free``: of what is selected.
+    """
+    here = [r for r in records if r["length"] == length]
+    answers = Table([r for r in here if r["task"] != PERPLEXITY], length)
+    texts = Table([r for r in here if r["task"] == PERPLEXITY], length, "nll")
+    out = {}
+    for method, exact in {r["method"]: r["exact_method"] for r in here if "exact_method" in r}.items():
+        difference = answers.difference(method, answers.tasks, exact)
+        own = [r for r in here if r["method"] == method]
+        out[method] = {
+            "cases": difference.n,
+            "loss": -difference.mean,
+            "loss_95": -difference.mean + _ONE_SIDED_95 * difference.error,
+            "ratio": math.exp(texts.difference(method, texts.tasks, exact).mean),
+            "overlap": _weighted(own, "overlap"),
+            "overlap_free": _weighted(own, "overlap_free"),
+        }
+    return out
+
+
+def coded_table(records: Sequence[Record], length: int) -> str:
+    """What :func:`coded_methods` has, losses in points."""
+    rows = []
+    for method, values in coded_methods(records, length).items():
+        loss, most = _number(100 * values["loss"]), _number(100 * values["loss_95"])
+        overlaps = [_number(100 * values[name]) for name in ("overlap", "overlap_free")]
+        rows.append([method, str(values["cases"]), loss, most, _number(values["ratio"], 4), *overlaps])
+    header = ["method", "cases", "loss", "at most (95 %)", "perplexity ratio", "selected alike %", "not forced %"]
+    return _markdown(header, rows)
+
+
 def markdown(records: Sequence[Record]) -> str:
     """All tables. Lengths are in tokens; 0 stands for data of the user."""
     parts = []
@@ -193,6 +231,7 @@ def markdown(records: Sequence[Record]) -> str:
             ("Answers, %", accuracy_table, any("score" in r for r in here)),
             ("Tokens of answers", fidelity_table, any("token" in r for r in here)),
             ("Perplexity", perplexity_table, any("nll" in r for r in here)),
+            ("Coded dominant keys against exact ones", coded_table, any("exact_method" in r for r in here)),
         ]
         parts += [f"## {title}, {where}\n\n{make(records, length)}" for title, make, present in tables if present]
     return "\n".join(parts)
@@ -246,10 +285,13 @@ def summary(records: Sequence[Record]) -> dict[str, Any]:
         here = [r for r in records if r["length"] == length]
         answers = [r for r in here if r["task"] != PERPLEXITY]
         texts = [r for r in here if r["task"] == PERPLEXITY]
+        coded = coded_methods(records, length)
         out[str(length)] = {}
         for method in dict.fromkeys([*Table(answers, length).methods, *Table(texts, length, "nll").methods]):
             entry = _answers_summary(answers, length, method)
             entry["perplexity"] = _perplexity_summary(texts, length, method)
+            if method in coded:
+                entry["to_exact"] = coded[method]
             out[str(length)][method] = _without_nan(entry)
     return out
 

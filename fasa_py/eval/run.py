@@ -69,7 +69,7 @@ class _Item(NamedTuple):
     task: str
     length: int
     case: str
-    work: Callable[[Sequence[Candidate]], Iterator[Record]]
+    work: Callable[[Session, Sequence[Candidate]], Iterator[Record]]
 
 
 class _Bench:
@@ -88,6 +88,26 @@ class _Bench:
         if settings.split:
             method = next((c.method for c in candidates if c.method.name == "fasa"), method)
         self._session = Session(Context(subject.model, ContextSettings(n_ctx=n_ctx, method=method)))
+        self._coded: dict[object, Session] = {}  # caches are laid out for one method's dominant keys
+
+    def _session_of(self, candidate: Candidate) -> Session:
+        if not candidate.is_coded:
+            return self._session
+        m = candidate.method
+        key = (candidate.k_dom, m.n_tip, m.criterion, m.dense_layers)
+        if key not in self._coded:
+            settings = ContextSettings(n_ctx=self._session.context.n_ctx, method=m, k_dom=candidate.k_dom)
+            self._coded[key] = Session(Context(self._subject.model, settings))
+        return self._coded[key]
+
+    def records(self, item: _Item, candidates: Sequence[Candidate]) -> Iterator[Record]:
+        """Of one item, by all candidates, each in a session whose cache suits it."""
+        groups: dict[int, tuple[Session, list[Candidate]]] = {}
+        for candidate in candidates:
+            session = self._session_of(candidate)
+            groups.setdefault(id(session), (session, []))[1].append(candidate)
+        for session, group in groups.values():
+            yield from item.work(session, group)
 
     def items(self) -> Iterator[_Item]:
         """All work, one case of everything before the second case of anything."""
@@ -107,24 +127,25 @@ class _Bench:
                     yield self._given(data, i)
 
     def _perplexity(self, text: NamedText, length: int) -> _Item:
-        session, n_decoded = self._session, self._settings.n_decoded
-        return _Item(
-            PERPLEXITY, length, text.name,
-            lambda methods: perplexity(session, self._subject, text, length, n_decoded, methods),
-        )  # fmt: skip
+        def work(session: Session, methods: Sequence[Candidate]) -> Iterator[Record]:
+            exact = None if session is self._session else self._session
+            n_decoded = self._settings.n_decoded
+            return perplexity(session, self._subject, text, length, n_decoded, methods, exact=exact)
+
+        return _Item(PERPLEXITY, length, text.name, work)
 
     def _generated(self, task: str, length: int, i: int) -> _Item:
-        def work(methods: Sequence[Candidate]) -> Iterator[Record]:
+        def work(session: Session, methods: Sequence[Candidate]) -> Iterator[Record]:
             case = make_case(task, length, i, self._settings.seed, self._subject, self._haystack)
             if self._exact:
-                return (quick_answers if self._settings.quick else exact_answers)(self._session, case, methods)
-            return free_answers(self._session, case, methods, self._subject)
+                return (quick_answers if self._settings.quick else exact_answers)(session, case, methods)
+            return free_answers(session, case, methods, self._subject)
 
         return _Item(task, length, str(i), work)
 
     def _given(self, data: UserData, i: int) -> _Item:
-        def work(methods: Sequence[Candidate]) -> Iterator[Record]:
-            return free_answers(self._session, case, methods, self._subject)
+        def work(session: Session, methods: Sequence[Candidate]) -> Iterator[Record]:
+            return free_answers(session, case, methods, self._subject)
 
         case = data.case(i, self._subject, self._session.context.n_ctx, self._settings.max_tokens)
         return _Item(case.task, 0, case.name, work)
@@ -210,7 +231,7 @@ def run(
     bench = _Bench(subject, chosen, candidates)
     with Results(Path(out), header) as results:
         try:
-            _work_through(list(bench.items()), candidates, results, chosen.minutes)
+            _work_through(bench, candidates, results, chosen.minutes)
         finally:
             not_engaged = _not_engaged(results.records, candidates)
             if results.records:
@@ -220,16 +241,15 @@ def run(
     return results.records
 
 
-def _work_through(
-    items: Sequence[_Item], candidates: Sequence[Candidate], results: Results, minutes: float | None
-) -> None:
+def _work_through(bench: _Bench, candidates: Sequence[Candidate], results: Results, minutes: float | None) -> None:
     started = time.monotonic()
+    items = list(bench.items())
     with progress_bar("evaluating") as progress:
         for i, item in enumerate(items):
             missing = [c for c in candidates if (item.task, item.length, item.case, c.label) not in results.done]
             if missing and minutes is not None and time.monotonic() - started > 60 * minutes:
                 return
-            for n, record in enumerate(item.work(missing) if missing else (), 1):
+            for n, record in enumerate(bench.records(item, missing) if missing else (), 1):
                 results.add(record)
                 if progress is not None:
                     progress((i + n / len(missing)) / len(items))

@@ -192,7 +192,10 @@ typedef struct fasa_context_params {
     fasa_method_params method;
     const fasa_table * table;          /* NULL: the file's own, if it has one */
     fasa_k_dom         k_dom;          /* other than f16: method fasa with dominant sets per KV head only */
-    fasa_kv_placement  kv;             /* device: all of the cache; split: dominant keys only, the rest in host memory */
+    fasa_kv_placement  kv;             /* device: all of the cache; split: dominant keys only, the rest in host memory;
+                                          auto: split where a method allows it and only that fits */
+    int32_t            kv_cache_rows;  /* of a split cache: rows that the device keeps of every sparse layer and KV head,
+                                          those chosen of late; 0: four times n_fac; -1: none */
 } fasa_context_params;
 
 /* Bytes that a model with one context of these params takes, all of them known before. Device memory is a GPU's own; on
@@ -201,11 +204,13 @@ typedef struct fasa_context_params {
 typedef struct fasa_plan {
     int32_t  n_ctx, n_ctx_max;         /* asked or chosen; the largest that fits now, 0: none */
     bool     fits;
+    fasa_kv_placement kv;              /* asked or chosen; never auto */
     uint64_t weights_device_bytes;     /* uploaded */
     uint64_t weights_host_bytes;       /* mapped from the file, shared between processes; CPU only */
     uint64_t kv_device_bytes, kv_host_bytes;
     uint64_t kv_dom_bytes;             /* the part that dominant keys take: on the device in any placement */
-    uint64_t scratch_device_bytes;     /* activations, workspace of the ops and of cuBLAS */
+    uint64_t scratch_device_bytes;     /* activations, workspace of the ops and of cuBLAS, the cache of rows */
+    uint64_t row_cache_bytes;          /* the part that the device's cache of rows of a split KV cache takes */
     uint64_t scratch_host_bytes;       /* logits, tokens, page-locked buffers; on the CPU also the above */
     uint64_t system_device_bytes;      /* what CUDA takes itself: its context, kernels, graphs; an upper bound */
     uint64_t device_bytes, host_bytes; /* the sums of these */
@@ -220,6 +225,9 @@ typedef struct fasa_stats {
     uint64_t layers_dense, layers_sparse;    /* layer passes of decode steps */
     uint64_t tokens_selected;                /* positions, summed over lists and sparse layers */
     uint64_t key_bytes, value_bytes;         /* of the KV cache, read by decode steps */
+    /* Of a split KV cache, on a device apart from the host: rows that decode steps attended to, found in the device's
+     * cache of rows or not; bytes of rows that went over the bus, by all steps, in either direction. */
+    uint64_t rows_hit, rows_missed, pcie_bytes;
 } fasa_stats;
 
 typedef struct fasa_sampler_params {

@@ -21,6 +21,8 @@ namespace on_cpu {
 namespace {
 
 constexpr size_t GUARD = 64 << 10, ALIGNMENT = 256;
+// Device memory is closed to the host after every so many waits, but for large allocations: closing takes its time.
+constexpr size_t CLOSED_EVERY = 8, MAX_CLOSED = 1 << 20;
 
 // The data end fewer than ALIGNMENT bytes before memory that nobody may touch; the bytes between stay 0xff.
 struct Allocation {
@@ -28,12 +30,15 @@ struct Allocation {
     size_t n_bytes, mapped;
     bool on_device;
 
+    bool may_close() const { return on_device && n_bytes <= MAX_CLOSED; }
     uint8_t* end() const { return base + mapped - GUARD; }
+    void protect(int how) const { mprotect(base + GUARD, mapped - 2 * GUARD, how); }
 };
 
 std::map<const void*, Allocation> allocations;  // by data
 std::map<const void*, size_t> registered;       // host memory pinned by its owner
-size_t device_bytes = 0;
+size_t device_bytes = 0, n_waits = 0;
+bool is_closed = false;
 
 size_t device_limit() {
     const char* limit = std::getenv("FASA_ON_CPU_MEMORY");
@@ -71,9 +76,16 @@ cudaError_t allocate(void** p, size_t n_bytes, bool on_device) {
     ASAN_POISON_MEMORY_REGION(a.data + n_bytes, rounded - n_bytes);
     ASAN_POISON_MEMORY_REGION(base + GUARD, whole - rounded);
     allocations[a.data] = a;
+    if (is_closed && a.may_close()) a.protect(PROT_NONE);
     if (on_device) device_bytes += n_bytes;
     *p = a.data;
     return cudaSuccess;
+}
+
+void protect_device_memory(int how) {
+    for (const auto& [data, a] : allocations) {
+        if (a.may_close()) a.protect(how);
+    }
 }
 
 bool is_untouched(const uint8_t* from, const uint8_t* to) {
@@ -92,6 +104,7 @@ cudaError_t release(void* p, bool on_device) {
     const Allocation a = found->second;
     allocations.erase(found);
     if (on_device) device_bytes -= a.n_bytes;
+    a.protect(PROT_READ | PROT_WRITE);
     ASAN_UNPOISON_MEMORY_REGION(a.base + GUARD, a.mapped - 2 * GUARD);
     const bool intact = is_untouched(a.base + GUARD, a.data) && is_untouched(a.data + a.n_bytes, a.end());
     munmap(a.base, a.mapped);
@@ -129,6 +142,31 @@ bool is_pinned_memory(const void* p, size_t n_bytes) {
     if (next == registered.begin()) return false;
     const auto& [base, size] = *std::prev(next);
     return static_cast<const uint8_t*>(p) + n_bytes <= static_cast<const uint8_t*>(base) + size;
+}
+
+OpenDeviceMemory::OpenDeviceMemory() {
+    if (is_closed) protect_device_memory(PROT_READ | PROT_WRITE);
+    is_closed = false;
+}
+
+OpenDeviceMemory::~OpenDeviceMemory() {
+    is_closed = ++n_waits % CLOSED_EVERY == 0;
+    if (is_closed) protect_device_memory(PROT_NONE);
+}
+
+bool holds_host_address(const void* arguments, size_t n_bytes) {
+    const uintptr_t page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
+    for (size_t at = 0; at + sizeof(uintptr_t) <= n_bytes; at += sizeof(uintptr_t)) {
+        uintptr_t word;
+        std::memcpy(&word, static_cast<const uint8_t*>(arguments) + at, sizeof(word));
+        if (word >> 40 < 0x55 || word >> 40 > 0x7f) continue;  // where Linux puts programs, heaps, libraries and stacks
+        if ((word & 0xff) <= 1) continue;  // may be a bool, and what was there before in the bytes that pad it
+        const void* address = reinterpret_cast<const void*>(word);
+        if (is_device_memory(address, 0) || is_pinned_memory(address, 0)) continue;
+        unsigned char resident;
+        if (mincore(reinterpret_cast<void*>(word / page * page), 1, &resident) == 0) return true;
+    }
+    return false;
 }
 
 }  // namespace on_cpu

@@ -32,6 +32,14 @@ bool is_capturing(cudaStream_t stream);
 bool is_any_capturing();
 
 bool is_device_memory(const void* p, size_t n_bytes);
+// While it lives, device memory may be touched: by the work of the queue, and by nothing else.
+class OpenDeviceMemory {
+   public:
+    OpenDeviceMemory();
+    ~OpenDeviceMemory();
+};
+// Whether anything among a kernel's arguments looks like the address of host memory that is not pinned.
+bool holds_host_address(const void* arguments, size_t n_bytes);
 bool is_pinned_memory(const void* p, size_t n_bytes);
 
 }  // namespace on_cpu

@@ -61,6 +61,8 @@ cudaError_t flush() {
     if (is_any_capturing()) return remember(cudaErrorStreamCaptureUnsupported);
     if (is_broken) return remember(cudaErrorLaunchFailure);
     if (unreported != cudaSuccess) return remember(std::exchange(unreported, cudaSuccess));
+    if (queue.empty()) return cudaSuccess;
+    const OpenDeviceMemory open;
     try {
         while (!queue.empty()) {
             const Work work = std::move(queue.front());
@@ -91,6 +93,10 @@ cudaError_t enqueue(Work work, cudaStream_t stream) {
 cudaError_t launch(Kernel kernel, const void* function, cudaStream_t stream) {
     const Lock lock(mutex);
     if (is_broken) return remember(cudaErrorLaunchFailure);
+    if (kernel.takes_host_address) {
+        fault_text = "kernel " + kernel.name + ": an argument is the address of host memory that is not pinned";
+        return remember(cudaErrorLaunchFailure);
+    }
     const auto allowed = allowed_shared.find(function);
     if (kernel.shared_bytes > (allowed == allowed_shared.end() ? SHARED_BY_DEFAULT : allowed->second) ||
         !has_valid_shape(kernel)) {

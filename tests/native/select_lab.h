@@ -1,4 +1,5 @@
-// A KV cache of random keys and random queries, and selectors at work on it: what tests of selection share.
+// A KV cache of random keys and random queries, and selectors at work on it: what tests of selection share. They run on
+// the CPU, and, compiled with FASA_LAB_ON_CUDA, on the GPU.
 #pragma once
 
 #include <algorithm>
@@ -20,6 +21,14 @@ using Positions = std::vector<int32_t>;
 using Lists = std::vector<Positions>;
 
 inline constexpr float scale = 0.35f;
+
+inline std::unique_ptr<Device> make_device() {
+#if FASA_LAB_ON_CUDA
+    return make_cuda_device(0, 2, 0);
+#else
+    return make_cpu_device(2);
+#endif
+}
 
 struct Shape {
     int32_t n_layer = 3, n_head = 4, n_head_kv = 2, n_ctx = 700, n_seq = 2;
@@ -71,12 +80,14 @@ class Lab {
         : s(shape),
           table(random_table(shape, 11)),
           order(store_order(shape, table)),
-          device(make_cpu_device(2)),
+          device(make_device()),
           kv({s.n_layer, s.n_head_kv, s.head_dim(), s.n_ctx, s.n_seq, s.n_dom, s.n_dense, s.dom_type}, order, *device),
-          ops(device->make_ops({n_batch, 64, s.n_head, s.n_head_kv, s.head_dim(), s.n_ctx})) {
+          ops(device->make_ops({n_batch, 64, s.n_head, s.n_head_kv, s.head_dim(), s.n_ctx, 64})) {
         Arena measure;
         SelectScratch::take(measure, s.select());
-        memory = Buffer(measure.used(), "test");
+        memory = device->buffer(measure.used(), "test");
+        device_q = device->buffer(sizeof(float) * s.n_ctx * s.n_head * s.head_dim(), "test");
+        device_y = device->buffer(sizeof(float) * s.n_head * s.head_dim(), "test");
         Arena arena(memory.data());
         scratch = SelectScratch::take(arena, s.select());
         keys.resize(static_cast<size_t>(s.n_layer * s.n_seq * s.n_head_kv) * s.n_ctx * s.head_dim());
@@ -85,6 +96,7 @@ class Lab {
 
     void make(const SelectConfig& c) {
         config = c;
+        ops->forget_runs();
         sparsity = std::make_unique<Sparsity>(SelectorSetup{config, s.select(), &table, order, *device, *ops, scratch});
     }
 
@@ -119,16 +131,21 @@ class Lab {
     // One decode step at position pos: the lists of every layer, empty for a dense one.
     std::vector<Lists> step(int32_t seq, int32_t pos) {
         std::vector<Lists> out;
+        const bool replayable = sparsity->replayable(), may_be_sparse = sparsity->is_sparse(pos + 1);
         for (int32_t layer = 0; layer < s.n_layer; ++layer) {
-            const std::vector<float> q = append_layer(layer, seq, pos, 1);
-            const Selection* chosen = sparsity->select(layer, {seq, pos, 1}, q.data(), scale, kv.layer(layer));
-            Lists lists;
-            for (int32_t set = 0; chosen && set < chosen->n_set; ++set) {
-                lists.emplace_back(chosen->list(set), chosen->list(set) + chosen->count[set]);
-            }
-            out.push_back(lists);
+            append_layer(layer, seq, pos, 1);
+            const bool sparse = may_be_sparse && layer >= config.dense_layers;
+            const Selection* chosen = sparse ? &scratch.selection : nullptr;  // unless attend is called and says so
+            const int32_t token = 0;
+            ops->begin({{seq, pos, 1}, &token, pos + 1, {}});
+            ops->run(replayable ? 2 * static_cast<uint64_t>(layer) + sparse + 1 : 0, [&] {
+                const auto* q = static_cast<const float*>(device_q.data());
+                auto* y = static_cast<float*>(device_y.data());
+                chosen = sparsity->attend(y, layer, {seq, pos, 1}, q, scale, kv.layer(layer));
+            });
+            out.push_back(chosen ? lists(*chosen) : Lists{});
         }
-        if (sparsity->replayable()) sparsity->count_step({seq, pos, 1}, kv);
+        if (replayable) sparsity->count_step({seq, pos, 1}, kv);
         return out;
     }
 
@@ -138,33 +155,40 @@ class Lab {
     std::unique_ptr<Device> device;
     KvStore kv;
     std::unique_ptr<Ops> ops;
-    Buffer memory;
+    Buffer memory, device_q, device_y;
     SelectScratch scratch{};
     SelectConfig config;
     std::unique_ptr<Sparsity> sparsity;
 
    private:
-    std::vector<float> append_layer(int32_t layer, int32_t seq, int32_t pos0, int32_t n) {
+    void append_layer(int32_t layer, int32_t seq, int32_t pos0, int32_t n) {
         const KvView view = kv.layer(layer);
         const int32_t head_dim = s.head_dim(), group = s.n_head / s.n_head_kv;
-        std::vector<float> q(static_cast<size_t>(n * s.n_head * head_dim));
+        const size_t n_rows = static_cast<size_t>(n), n_dom = static_cast<size_t>(view.n_dom);
+        const size_t n_head_kv = static_cast<size_t>(s.n_head_kv), row = static_cast<size_t>(view.row_values());
+        std::vector<float> q(n_rows * s.n_head * head_dim);
+        std::vector<uint16_t> dom(n_head_kv * n_rows * n_dom), rest(n_head_kv * n_rows * row);
         for (int32_t i = 0; i < n; ++i) {
             for (int32_t head = 0; head < s.n_head_kv; ++head) {
-                const int16_t* dims = view.order_of(head);
+                const int16_t* dims = kv.order_of(layer, head);
+                const size_t at = head * n_rows + i;
                 for (int32_t d = 0; d < head_dim; ++d) {
                     const uint16_t half = float_to_half(normal(random));
-                    uint16_t* rest = view.rest_at(seq, head, pos0 + i);
-                    (d < view.n_dom ? view.dom_at(seq, head, pos0 + i)[d] : rest[d - view.n_dom]) = half;
+                    (d < view.n_dom ? dom[at * n_dom + d] : rest[at * row + d - n_dom]) = half;
                     key(layer, seq, head, pos0 + i, dims ? dims[d] : d) = half_to_float(half);
                 }
                 if (view.is_coded()) {
-                    const KeyCodes codes = view.codes_at(seq, head, pos0 + i);
+                    const KeyCodes coded = view.codes_at(seq, head, pos0 + i);
+                    std::vector<uint8_t> code(static_cast<size_t>(coded.row_bytes()));
+                    uint16_t scale_bits = 0;
                     cpu::elementwise_kernels(cpu_info().isa)
-                        .encode(codes.code, codes.scale, view.rest_at(seq, head, pos0 + i), codes.type, codes.n);
+                        .encode(code.data(), &scale_bits, rest.data() + at * row, coded.type, coded.n);
+                    device->copy(coded.code, code.data(), code.size());
+                    device->copy(coded.scale, &scale_bits, sizeof scale_bits);
                 }
             }
             for (int32_t head = 0; head < s.n_head; ++head) {
-                const int16_t* dims = view.order_of(head / group);
+                const int16_t* dims = kv.order_of(layer, head / group);
                 for (int32_t d = 0; d < head_dim; ++d) {
                     const float value = 1.5f * normal(random);
                     q[(int64_t{i} * s.n_head + head) * head_dim + d] = value;
@@ -172,8 +196,24 @@ class Lab {
                 }
             }
         }
-        if (sparsity) sparsity->observe(layer, {seq, pos0, n}, q.data(), scale, view);
-        return q;
+        for (int32_t head = 0; head < s.n_head_kv; ++head) {
+            device->copy(view.dom_at(seq, head, pos0), dom.data() + head * n_rows * n_dom, 2 * n_rows * n_dom);
+            device->copy(view.rest_at(seq, head, pos0), rest.data() + head * n_rows * row, 2 * n_rows * row);
+        }
+        device->copy(device_q.data(), q.data(), sizeof(float) * q.size());
+        const auto* observed = static_cast<const float*>(device_q.data());
+        if (sparsity) sparsity->observe(layer, {seq, pos0, n}, observed, scale, view);
+        ops->wait();
+    }
+
+    Lists lists(const Selection& chosen) {
+        Lists out;
+        for (int32_t set = 0; set < chosen.n_set; ++set) {
+            const int32_t count = *ops->on_host(chosen.count + set, 1);
+            const int32_t* list = ops->on_host(chosen.list(set), count);
+            out.emplace_back(list, list + count);
+        }
+        return out;
     }
 
     std::mt19937 random{5};

@@ -1,7 +1,9 @@
 // Sampling: greedy, the filters, penalties and biases, determinism, and the shape of the distribution.
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <map>
+#include <numeric>
 
 #include "check.h"
 #include "runtime/sampler.h"
@@ -34,6 +36,62 @@ TEST(sampler_greedy_takes_the_first_of_the_best) {
     Sampler sampler(greedy());
     CHECK(sampler.sample(std::vector<float>{1, 3, 2, 3}, {}) == 1);
     CHECK(sampler.sample(std::vector<float>{-infinity, NAN, -5}, {}) == 2);
+}
+
+TEST(sampler_greedy_in_large_vocabularies) {
+    for (const size_t n : {size_t{4095}, size_t{4097}, size_t{20003}}) {
+        std::vector<float> logits(n);
+        for (size_t i = 0; i < n; ++i) logits[i] = static_cast<float>(i * 7919 % 1009) - 1200;
+        for (const size_t best : {size_t{0}, size_t{4094}, n / 2, n - 1}) {
+            std::vector<float> x = logits;
+            x[best] = -3;
+            if (best + 1 < n) x[n - 1] = -3;  // a tie
+            CHECK(Sampler(greedy()).sample(x, {}) == static_cast<int32_t>(best));
+            x[n / 3] = NAN;
+            x[n / 4] = -infinity;
+            CHECK(Sampler(greedy()).sample(x, {}) == static_cast<int32_t>(best));
+        }
+    }
+}
+
+TEST(sampler_takes_from_the_best_of_large_vocabularies) {
+    for (const size_t n : {size_t{33}, size_t{5000}, size_t{20003}}) {
+        for (const float rounded : {1.0f, 250.0f}) {  // few ties, or many
+            std::vector<float> logits(n);
+            for (size_t i = 0; i < n; ++i) {
+                logits[i] = std::floor(static_cast<float>(i * 7919 % 10007) / rounded) * rounded / 1000;
+            }
+            std::vector<int32_t> ranking(n);
+            std::iota(ranking.begin(), ranking.end(), 0);
+            std::stable_sort(ranking.begin(), ranking.end(), [&](int a, int b) { return logits[a] > logits[b]; });
+            for (const int32_t k : {1, 3, 30}) {
+                auto p = random_draws(50.0f);  // nearly all alike
+                p.top_k = k;
+                const auto count = draws(p, logits, 1000);
+                CHECK(count.size() == static_cast<size_t>(k));
+                for (int32_t i = 0; i < k; ++i) CHECK(count.contains(ranking[i]));
+                logits[ranking[n - 1]] = -infinity;  // the slow way: the same tokens for the same seed
+                CHECK(draws(p, logits, 1000) == count);
+                logits[ranking[n - 1]] = logits[ranking[n - 2]];
+            }
+        }
+    }
+}
+
+TEST(sampler_top_p_in_large_vocabularies) {
+    constexpr size_t n = 5000;
+    std::vector<float> logits(n, 1.0f);  // all alike: the lower half
+    auto p = random_draws();
+    p.top_p = 0.5f;
+    const auto count = draws(p, logits, 20000);
+    CHECK(count.rbegin()->first < 2500 && count.size() > 2400);
+    for (size_t i = 0; i < n; ++i) logits[i] = static_cast<float>(i) / 1000;  // e^i/1000: the last few hold half of it
+    double total = 0, held = 0;
+    for (const float x : logits) total += std::exp(static_cast<double>(x));
+    int32_t least = n;
+    while (held < 0.5 * total) held += std::exp(static_cast<double>(logits[--least]));
+    const auto few = draws(p, logits, 20000);
+    CHECK(few.begin()->first >= least && few.begin()->first < least + 20 && few.size() > 650);
 }
 
 TEST(sampler_follows_the_softmax) {

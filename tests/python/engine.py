@@ -19,10 +19,8 @@ from typing import Any
 import numpy as np
 
 import fasa_py
+import fasa_py.model
 from fasa_py._native import check, ffi, lib, text
-
-# FASA_TEST_DEVICE chooses what the tests run on.
-DEVICES = {"cpu": lib.FASA_DEVICE_CPU, "cuda": lib.FASA_DEVICE_CUDA}
 
 
 @dataclass(frozen=True)
@@ -77,13 +75,16 @@ class Engine:
         table: Table | None = None,
         kv: str = "auto",
         k_dom: str = "f16",
+        kv_cache_rows: int = -1,
+        device: str = "auto",
     ) -> None:
         file, model, context = (ffi.new(f"fasa_{kind} **") for kind in ("gguf", "model", "context"))
         check(lib.fasa_gguf_open(file, str(path).encode()))
         self._file = ffi.gc(file[0], lib.fasa_gguf_free)
         params = ffi.new("fasa_model_params *")
         lib.fasa_model_params_default(params)
-        params.device, params.n_threads = DEVICES[os.environ.get("FASA_TEST_DEVICE", "cpu")], n_threads
+        params.device, params.device_index = fasa_py.model.parse_device(device)
+        params.n_threads = n_threads
         check(lib.fasa_model_load(model, self._file, params))
         self._model = ffi.gc(model[0], lib.fasa_model_free)
         self.info = ffi.new("fasa_model_info *")
@@ -93,6 +94,7 @@ class Engine:
         limits.n_ctx, limits.n_batch, limits.n_seq = n_ctx, n_batch, n_seq
         name = _set_fields(limits.method, method or {})
         limits.kv = getattr(lib, f"FASA_KV_{kv.upper()}")
+        limits.kv_cache_rows = kv_cache_rows
         limits.k_dom = getattr(lib, f"FASA_K_DOM_{k_dom.upper()}")
         held = table.create(self._model) if table else None
         limits.table = held or ffi.NULL
@@ -192,11 +194,13 @@ class Job:
     calls: list[int]
     n_batch: int = 0
     n_threads: int = 0
+    device: str = "auto"
 
     def run(self) -> np.ndarray:
         """float32 (len(calls), n_vocab)"""
         rows, at = [], 0
-        with Engine(self.path, n_ctx=len(self.tokens), n_batch=self.n_batch, n_threads=self.n_threads) as engine:
+        limits = {"n_ctx": len(self.tokens), "n_batch": self.n_batch, "n_threads": self.n_threads}
+        with Engine(self.path, **limits, device=self.device) as engine:
             for size in self.calls:
                 rows.append(engine.decode(self.tokens[at : at + size]))
                 at += size

@@ -15,6 +15,7 @@ from typing import Any
 import gguf_maker
 import numpy as np
 import pytest
+from devices import each_device
 from gguf import GGUFReader
 from tiny_models import TinyModel, write
 
@@ -48,7 +49,7 @@ def recorded(
     """A context with one sequence of random tokens a length, each followed by recorded decode steps."""
     rng = np.random.default_rng(seed)
     with fasa_py.GGUF(path) as gguf:
-        model = Model(gguf, "cpu", n_threads)
+        model = Model(gguf, n_threads=n_threads)
         settings = ContextSettings(max(lengths) + n_steps, 0, len(lengths), Method("full"))
         with closing(Context(model, settings)) as context:
             check(lib.fasa_tap_start(context._handle, n_steps * len(lengths)))
@@ -125,6 +126,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: write(folder / f"{i}.gguf", model) for i, (name, model) in enumerate(MODELS.items())}
 
 
+@each_device
 @pytest.mark.parametrize("name", MODELS)
 def test_agreement_equals_numpy(name: str, models: dict[str, Path]) -> None:
     with recorded(models[name], [61, 97], 3) as (context, info):
@@ -139,6 +141,7 @@ def test_agreement_equals_numpy(name: str, models: dict[str, Path]) -> None:
         assert 0.05 < ca.mean() < 0.95
 
 
+@each_device
 @pytest.mark.parametrize("forced", [(0, 0), (2, 5)])
 @pytest.mark.parametrize("name", MODELS)
 def test_chunks_are_chosen_greedily_by_mass(name: str, forced: tuple[int, int], models: dict[str, Path]) -> None:
@@ -159,6 +162,7 @@ def test_chunks_are_chosen_greedily_by_mass(name: str, forced: tuple[int, int], 
                     chosen.append(chunk)
 
 
+@each_device
 def test_chunks_after_the_jointly_chosen_follow_by_agreement(tmp_path: Path) -> None:
     path = write(tmp_path / "wide.gguf", TinyModel(head_dim=80, n_rot=40, n_head=2, n_head_kv=1, n_layer=1))
     with recorded(path, [60], 2) as (context, info):
@@ -168,6 +172,7 @@ def test_chunks_after_the_jointly_chosen_follow_by_agreement(tmp_path: Path) -> 
         assert (np.diff(mean) <= 1e-6).all()
 
 
+@each_device
 def test_steps_that_are_too_short_are_left_out(models: dict[str, Path]) -> None:
     with recorded(models["interleaved"], [14, 40], 4) as (context, info):
         ca, _, _, n_steps = native_calibrate(context, info, K, K, 0, 0, by_mass=False)
@@ -193,6 +198,7 @@ def test_result_does_not_depend_on_threads(models: dict[str, Path]) -> None:
         assert all(np.array_equal(a, b) for a, b in zip(results[0], result, strict=True))
 
 
+@each_device
 def test_wrong_pairing_holds_less_mass() -> None:
     tokens = 900
     with fasa_py.GGUF(demo.model_path()) as gguf, fasa_py.Llama(n_ctx=64) as llm:
@@ -215,6 +221,7 @@ def test_wrong_pairing_holds_less_mass() -> None:
     assert held["wrong"] < held["right"] - 0.1
 
 
+@each_device
 def test_cancelled_by_progress(models: dict[str, Path]) -> None:
     class Stop(Exception):
         pass
@@ -264,6 +271,7 @@ def test_default_criterion_is_the_tables_where_it_has_such_sets(per_head: bool, 
         assert llm.method.criterion == "mass"
 
 
+@each_device
 def test_several_samples_and_prompts(vocabulary_model: Path) -> None:
     progress: list[float] = []
     by_text = calibrate(vocabulary_model, text="abcdefgh" * 60, **BARE, n_steps=2, n_samples=3, criterion="ca",
@@ -279,6 +287,7 @@ def test_several_samples_and_prompts(vocabulary_model: Path) -> None:
     assert np.array_equal(by_prompts.ca, same.ca) and np.array_equal(by_prompts.order, same.order)
 
 
+@each_device
 def test_samples_that_begin_alike_are_read_as_if_each_were_alone(vocabulary_model: Path) -> None:
     begin = list(range(100, 180))
     prompts = [[*begin, *range(200, 230)], [*begin, *range(10, 30)], begin[:60]]
@@ -287,6 +296,7 @@ def test_samples_that_begin_alike_are_read_as_if_each_were_alone(vocabulary_mode
     np.testing.assert_allclose(together.ca, np.mean(alone, axis=0), atol=1e-6)
 
 
+@each_device
 def test_loaded_model_keeps_its_conversation(vocabulary_model: Path) -> None:
     with fasa_py.Llama(vocabulary_model) as llm:
         llm.generate("abc", max_tokens=4)

@@ -17,6 +17,7 @@ from fasa_py.eval import NotEngagedError, run
 from fasa_py.eval.cases import make_case
 from fasa_py.eval.inside import Tap
 from fasa_py.eval.methods import expand, parse_method
+from fasa_py.eval.overlap import Choices, overlap
 from fasa_py.eval.plots import plot_all
 from fasa_py.eval.recall import Recall, add_tapped_steps
 from fasa_py.eval.results import FILE_NAME
@@ -84,6 +85,53 @@ def test_grid_applies_where_it_means_something() -> None:
         "fasa-ca n_tip=8 n_fac=256",
         "oracle:n_fac=32 n_fac=32",
     ]
+
+
+def test_coded_keys_are_a_setting_of_fasa() -> None:
+    made = expand(["fasa-mass:k_dom=int8,n_sink=2", "fasa:k_dom=q4"], n_tip=[8])
+    assert [(c.k_dom, c.is_coded, c.method.n_tip) for c in made] == [("int8", True, 8), ("q4", True, 8)]
+    assert made[0].label == "fasa-mass:k_dom=int8,n_sink=2 n_tip=8 n_fac=256"
+    assert made[0].exact.label == expand(["fasa-mass:n_sink=2"], n_tip=[8])[0].label
+    assert made[1].exact == expand(["fasa"], n_tip=[8])[0]
+    assert not parse_method("fasa:k_dom=f16").is_coded
+    with pytest.raises(ValueError, match="k_dom must be one of"):
+        parse_method("fasa:k_dom=int4")
+    with pytest.raises(ValueError, match="for the method fasa"):
+        parse_method("quest:k_dom=int8")
+
+
+def test_overlap_of_selections() -> None:
+    a = Choices([(20, np.array([0, 3, 5, 19], np.int32)), (20, np.array([0, 19], np.int32))])
+    b = Choices([(20, np.array([0, 4, 5, 19], np.int32)), (20, np.array([0, 19], np.int32))])
+    method = Method("fasa", n_sink=1, n_recent=1)
+    assert overlap(a, b, method) == {"overlap": 0.875, "overlap_free": 0.5}
+    assert overlap(a, a, method) == {"overlap": 1.0, "overlap_free": 1.0}
+    assert overlap(Choices(), Choices(), method) == {}
+    with pytest.raises(ValueError, match="zip"):
+        overlap(a, Choices(a.lists[:1]), method)
+
+
+def test_coded_keys_are_compared_with_exact_ones(tmp_path: Path) -> None:
+    """Each in a cache of its own; the report has the paired loss, the ratio of perplexities and the overlap."""
+    spec = "fasa:n_fac=64,dense_below=0"
+    methods = ["dense", spec, f"{spec},k_dom=int8", f"{spec},k_dom=q4"]
+    records = run(
+        None, out=tmp_path, n_threads=1, tasks=["passkey", "perplexity"], methods=methods, lengths=[600], n_cases=2,
+        n_decoded=40,
+    )  # fmt: skip
+    by_method = {m: [r for r in records if r["spec"] == m] for m in methods}
+    assert [len(rows) for rows in by_method.values()] == [5, 5, 5, 5]  # two cases, three texts
+    read = [sum(r["kv_bytes"] for r in rows) for rows in by_method.values()]
+    assert read[1] > read[2] > read[3], "codes were read"
+    values = json.loads((tmp_path / "results.json").read_text())["600"]
+    found = [entry["to_exact"] for entry in values.values() if "to_exact" in entry]
+    assert [entry["cases"] for entry in found] == [2, 2]
+    assert 1 > found[0]["overlap"] > 0.97 > found[1]["overlap"] > 0.75
+    for entry in found:
+        assert entry["overlap_free"] < entry["overlap"]
+        assert entry["loss_95"] >= entry["loss"]
+        assert entry["ratio"] == pytest.approx(1, abs=0.05) and entry["ratio"] != 1
+    assert "Coded dominant keys against exact ones, 600 tokens" in (tmp_path / "results.md").read_text()
 
 
 # -- one prompt, many methods ------------------------------------------------------------------------------------------

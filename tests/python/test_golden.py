@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import reference
+from devices import each_device
 from engine import Engine
 from gguf import GGUFReader
 
@@ -64,6 +65,7 @@ def compare(golden: Path, cases: list[dict[str, Any]], logits_along: Callable[[l
     )
 
 
+@each_device
 @each_file
 def test_engine_agrees_with_llama_cpp(golden: Path) -> None:
     every = cases(golden)

@@ -18,7 +18,7 @@ SCRIPT = """
 import sys, threading, time
 from fasa_py import Llama
 
-llm = Llama(sys.argv[1], n_threads=1)
+llm = Llama(sys.argv[1], device=sys.argv[3], n_threads=1)
 banned = {258: -float("inf")}
 expected = llm.generate([1, 2, 3], max_tokens=5, seed=1).tokens
 
@@ -69,10 +69,18 @@ def long_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write(tmp_path_factory.mktemp("models") / "long.gguf", model)
 
 
-@pytest.mark.parametrize("place", ["prefill", "decode", "stream", "score", "queue", "handler_that_raises"])
-def test_an_interrupt_stops_the_work(long_model: Path, place: str) -> None:
+PLACES = ("prefill", "decode", "stream", "score", "queue", "handler_that_raises")
+QUICK_ON_GPU = ("prefill", "score")  # done there before they could be interrupted
+
+
+@pytest.mark.parametrize(
+    ("device", "place"),
+    [("cpu", place) for place in PLACES]
+    + [pytest.param("cuda", place, marks=pytest.mark.gpu) for place in PLACES if place not in QUICK_ON_GPU],
+)
+def test_an_interrupt_stops_the_work(long_model: Path, place: str, device: str) -> None:
     process = subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, str(long_model), place],
+        [sys.executable, "-c", SCRIPT, str(long_model), place, device],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

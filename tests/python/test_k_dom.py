@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from devices import each_device
 from engine import Engine
 from test_method import LONG, complete, made_up_table, numbers
 from test_selectors import (
@@ -27,6 +28,8 @@ from test_selectors import (
 from tiny_models import TinyModel, write
 
 from fasa_py import FormatError, Llama, Method, UnsupportedError, cli
+
+pytestmark = each_device
 
 LARGEST = {"int8": 127, "q4": 7}
 CODED = list(LARGEST)

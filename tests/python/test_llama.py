@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from devices import each_device
 from tiny_models import TinyModel, byte_vocabulary, write
 
 import fasa_py
@@ -86,6 +87,7 @@ def test_same_seed_same_text(tiny_llm: Llama) -> None:
     assert complete(tiny_llm, "The same prompt", max_tokens=40).seed != unseeded.seed
 
 
+@each_device
 def test_the_seed_of_the_constructor_is_the_default(tiny_path: Path) -> None:
     with Llama(tiny_path, seed=11) as llm:
         result = complete(llm, "x", max_tokens=20)
@@ -151,6 +153,7 @@ def test_a_chat_template_of_ones_own(tiny_path: Path) -> None:
         assert result.prompt_tokens == list(b"user:a;!")
 
 
+@each_device
 def test_a_model_without_a_vocabulary(tmp_path: Path) -> None:
     with Llama(write(tmp_path / "bare.gguf", TinyModel())) as llm:
         result = complete(llm, [1, 2, 3], max_tokens=4, logprobs=1)
@@ -334,6 +337,7 @@ def test_a_conversation_is_read_once(demo_llm: Llama) -> None:
     assert second.timings.prefill_tokens < 40
 
 
+@each_device
 def test_several_conversations_stay_warm(tiny_path: Path) -> None:
     with Llama(tiny_path, n_seq=2) as llm:
         a, b = [1] * 80, [2] * 80
@@ -416,6 +420,7 @@ def test_perplexity(tiny_llm: Llama) -> None:
 # -- loading -------------------------------------------------------------------------------------------------------
 
 
+@each_device
 def test_sizes_and_reports(tiny_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with Llama(tiny_path, verbose=True) as llm:
         assert llm.n_ctx == llm.info.n_ctx_train == 256
@@ -443,6 +448,7 @@ def test_a_context_cut_to_what_fits_is_said(tiny_path: Path, monkeypatch: pytest
         assert Llama(tiny_path).n_ctx == 100
 
 
+@each_device
 def test_a_context_that_does_not_fit(tiny_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -570,6 +576,7 @@ def test_cancel_between_the_pieces_of_a_stream(tiny_llm: Llama) -> None:
     assert stream.completion is not None and stream.completion.finish_reason == "cancelled"
 
 
+@each_device
 def test_cancelling_a_score(tiny_path: Path) -> None:
     with Llama(tiny_path, n_batch=8) as llm:
         with pytest.raises(fasa_py.CancelledError):
@@ -577,6 +584,7 @@ def test_cancelling_a_score(tiny_path: Path) -> None:
         assert len(llm.score([1] * 50)) == 50
 
 
+@each_device
 def test_a_closed_object(tiny_path: Path) -> None:
     llm = Llama(tiny_path)
     stream = llm.generate("abc", stream=True, logit_bias=forced(ord("a")))
@@ -589,6 +597,7 @@ def test_a_closed_object(tiny_path: Path) -> None:
     llm.cancel()
 
 
+@each_device
 def test_closing_while_another_thread_works(tiny_path: Path) -> None:
     llm = Llama(tiny_path)
     reasons: list[str] = []
@@ -608,6 +617,7 @@ def test_closing_while_another_thread_works(tiny_path: Path) -> None:
     assert reasons[-1] == "this Llama is closed"
 
 
+@each_device
 def test_closing_beside_the_waiting_stream_of_another_thread(tiny_path: Path) -> None:
     """Nobody waits for the consumer: neither close() nor the calls that queue behind the stream."""
     llm = Llama(tiny_path)
@@ -671,6 +681,7 @@ def test_closing_from_within_a_call(tiny_llm: Llama) -> None:
     assert complete(tiny_llm, "abc", max_tokens=1).usage.completion_tokens == 1
 
 
+@each_device
 def test_objects_are_freed(tiny_path: Path) -> None:
     """Neither streams nor callbacks keep a Llama alive."""
     llm = Llama(tiny_path)

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from devices import each_device
 from gguf import GGUFValueType, GGUFWriter
 from tiny_models import TinyModel, write
 
@@ -39,7 +40,7 @@ def made_up_table(seed: int = 0, **changes: Any) -> SimpleNamespace:
 
 
 @pytest.fixture(scope="module")
-def llm() -> Iterator[Llama]:
+def llm(device: str) -> Iterator[Llama]:
     """The demo model with its own table, 6,000 tokens of context. Tests set the method that they need."""
     with Llama(n_ctx=6000) as made:
         yield made
@@ -183,6 +184,7 @@ def test_fasa_without_a_table_says_how_to_calibrate(tiny_path: Path, tiny_llm: L
     assert len(complete(tiny_llm, "still usable").tokens) > 0
 
 
+@each_device
 def test_every_method_that_the_engine_has_generates(tiny_path: Path) -> None:
     assert {"full", "fasa", "oracle", "streaming", "sparq"} <= set(supported_methods())
     rng = np.random.default_rng(1)
@@ -198,6 +200,7 @@ def test_every_method_that_the_engine_has_generates(tiny_path: Path) -> None:
             assert result.sparsity.layers_sparse == (0 if name == "full" else 7 * (llm.info.n_layer - 1)), name
 
 
+@each_device
 @pytest.mark.parametrize(
     ("options", "kind", "message"),
     [
@@ -219,6 +222,7 @@ def test_options_that_cannot_be(options: dict[str, Any], kind: type[Exception], 
         Llama(n_ctx=64, **({"table": made_up_table()} | options))
 
 
+@each_device
 def test_a_split_cache_refuses_sets_per_query_head_later_too() -> None:
     with Llama(n_ctx=64, table=made_up_table(), kv="split") as llm:
         before = llm.method
@@ -231,6 +235,7 @@ def test_a_split_cache_refuses_sets_per_query_head_later_too() -> None:
 # -- tables --------------------------------------------------------------------------------------------------------
 
 
+@each_device
 def test_another_files_table(tmp_path: Path) -> None:
     """The table of the path given decides, as the same arrays do."""
     values: dict[str, Any] = {
@@ -348,6 +353,7 @@ def stored(ca: np.ndarray, n_tip: int | None) -> dict[str, Any]:
     return keys if n_tip is None else keys | {"fasa.n_tip": n_tip}
 
 
+@each_device
 def test_a_criterion_that_the_table_lacks() -> None:
     with Llama(n_ctx=64, table=made_up_table(order=None, criterion="ca")) as llm:
         assert llm.method.criterion == "ca"
@@ -356,6 +362,7 @@ def test_a_criterion_that_the_table_lacks() -> None:
         assert llm.method.criterion == "ca"
 
 
+@each_device
 def test_the_criterion_decides_whatever_the_cache_was_split_by() -> None:
     """In a cache laid out by one criterion, the other one selects as in a cache of its own."""
     options: dict[str, Any] = {"n_ctx": 2000, "n_fac": 48, "n_tip": 2, "dense_layers": 0}
@@ -498,6 +505,7 @@ def test_streams_count_too(llm: Llama) -> None:
 # -- cache: prefixes, saved states, threads ------------------------------------------------------------------------
 
 
+@each_device
 @pytest.mark.parametrize("kv", ["device", "split"])
 def test_prefix_reuse_changes_nothing(kv: str) -> None:
     with Llama(n_ctx=2000, table=made_up_table(), kv=kv, method="fasa", n_fac=64, dense_layers=0) as llm:
@@ -512,6 +520,7 @@ def test_prefix_reuse_changes_nothing(kv: str) -> None:
         assert fresh.sparsity.layers_sparse == 23 * 8
 
 
+@each_device
 def test_a_saved_conversation_goes_on_sparse(tmp_path: Path) -> None:
     options: dict[str, Any] = {"n_ctx": 2000, "table": made_up_table(), "method": "fasa", "n_fac": 64, "kv": "split"}
     path = tmp_path / "state"
@@ -528,6 +537,7 @@ def test_a_saved_conversation_goes_on_sparse(tmp_path: Path) -> None:
     assert result.sparsity == expected.sparsity and result.sparsity.layers_sparse == 23 * 7
 
 
+@each_device
 def test_a_state_of_another_layout_is_refused(tmp_path: Path) -> None:
     """The rows of a split cache mean nothing without its order."""
     path = tmp_path / "state"
@@ -566,6 +576,7 @@ def test_several_threads(llm: Llama) -> None:
         assert results[i].sparsity == expected[i].sparsity
 
 
+@each_device
 def test_several_sequences() -> None:
     with Llama(n_ctx=2000, n_seq=2, table=made_up_table(), method="fasa", n_fac=64) as llm:
         first, second = complete(llm, LONG), complete(llm, LONG[::-1])
@@ -575,6 +586,7 @@ def test_several_sequences() -> None:
         assert complete(llm, LONG[::-1]).tokens == second.tokens
 
 
+@each_device
 def test_half_split_models(tmp_path: Path) -> None:
     """Chunks of dims i and i + n_rot / 2: a cache split by them gives what the whole keys give."""
     path = write(tmp_path / "qwen.gguf", TinyModel(arch="qwen3", n_vocab=270, vocabulary=True, seed=2))

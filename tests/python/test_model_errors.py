@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from devices import each_device
 from engine import Engine
 from gguf import GGUFReader
 from tiny_models import ARCHS, TYPES, TinyModel, tensors, write
@@ -144,6 +145,7 @@ def test_unsupported_feature(tmp_path: Path, meta: dict[str, Any], names: list[s
     refused(write(tmp_path / "model.gguf", TinyModel(), meta=meta), UnsupportedError, *names)
 
 
+@each_device
 def test_unsupported_yarn(tmp_path: Path) -> None:
     key = "llama.rope.scaling.yarn_log_multiplier"
     path = write(tmp_path / "model.gguf", TinyModel(rope="yarn"), meta={key: 0.1})
@@ -152,6 +154,7 @@ def test_unsupported_yarn(tmp_path: Path) -> None:
         assert np.isfinite(engine.decode([1, 2, 3])).all()
 
 
+@each_device
 @pytest.mark.parametrize("scale", [0.0, 20**-0.5])
 def test_values_that_change_nothing(tmp_path: Path, scale: float) -> None:
     meta = {
@@ -225,6 +228,7 @@ def sound(tmp_path: Path) -> Path:
     return write(tmp_path / "sound.gguf", TinyModel())
 
 
+@each_device
 @pytest.mark.parametrize("token", [-1, 131, -(1 << 31), (1 << 31) - 1])
 def test_token_out_of_range_leaves_the_context_usable(sound: Path, token: int) -> None:
     with Engine(sound, n_ctx=16) as engine:
@@ -237,6 +241,7 @@ def test_token_out_of_range_leaves_the_context_usable(sound: Path, token: int) -
         np.testing.assert_allclose(engine.decode([4]), expected, rtol=1e-5, atol=1e-5)
 
 
+@each_device
 def test_context_full_names_both_numbers(sound: Path) -> None:
     with Engine(sound, n_ctx=16) as engine:
         engine.decode([1] * 10)
@@ -247,12 +252,14 @@ def test_context_full_names_both_numbers(sound: Path) -> None:
         assert engine.length() == 16
 
 
+@each_device
 def test_context_larger_than_memory(tmp_path: Path) -> None:
     model = TinyModel(n_layer=5, n_head_kv=4, head_dim=256)  # 20 KiB of KV a token: 5.5 TB
     with pytest.raises(OutOfMemoryError):
         Engine(write(tmp_path / "model.gguf", model), n_ctx=1 << 28)
 
 
+@each_device
 @pytest.mark.parametrize(
     "limits", [{"n_ctx": -1}, {"n_ctx": (1 << 31) - 1}, {"n_batch": -1}, {"n_seq": -1}, {"n_seq": (1 << 31) - 1}]
 )
@@ -284,6 +291,7 @@ def test_decode_of_nothing(sound: Path) -> None:
         engine.decode([])
 
 
+@each_device
 @pytest.mark.parametrize("dtype", TYPES)
 def test_weights_of_random_bits_do_no_harm(tmp_path: Path, dtype: str) -> None:
     """NaN, infinite and huge scales everywhere: the logits are no numbers, and that is all."""

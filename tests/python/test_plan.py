@@ -18,18 +18,16 @@ from fasa_py.gguf import GGUF
 from fasa_py.memory import memory_size
 from fasa_py.model import ContextSettings, Model, Plan, build_info, gpus
 
-DEVICE = os.environ.get("FASA_TEST_DEVICE", "cpu")
-on_gpu = pytest.mark.skipif(DEVICE != "cuda", reason="needs FASA_TEST_DEVICE=cuda")
-EMULATED = DEVICE == "cuda" and "CUDA on the CPU" in build_info().cuda_reason
+EMULATED = "CUDA on the CPU" in build_info().cuda_reason
 emulated = pytest.mark.skipif(not EMULATED, reason="needs the library with CUDA on the CPU (tests/cuda_on_cpu)")
 
 
 @pytest.fixture
-def tiny_model(tiny_path: Path) -> Model:
-    return Model(GGUF(tiny_path), DEVICE, n_threads=1)
+def tiny_model(tiny_path: Path, device: str) -> Model:
+    return Model(GGUF(tiny_path), device, n_threads=1)
 
 
-def test_parts_add_up(tiny_model: Model) -> None:
+def test_parts_add_up(tiny_model: Model, device: str) -> None:
     for settings in (ContextSettings(), ContextSettings(n_ctx=100, n_batch=30, n_seq=3)):
         p = tiny_model.plan(settings)
         assert p.device_bytes == (
@@ -40,7 +38,7 @@ def test_parts_add_up(tiny_model: Model) -> None:
         info = tiny_model.info
         assert p.kv_bytes == 4 * info.n_layer * info.n_head_kv * info.head_dim * p.n_ctx * max(1, settings.n_seq)
         assert p.fits and p.device_missing == p.host_missing == 0
-        assert (p.device_bytes == 0) == (DEVICE == "cpu")
+        assert (p.device_bytes == 0) == (device == "cpu")
         assert p.n_ctx == (settings.n_ctx or info.n_ctx_train) < p.n_ctx_max
 
 
@@ -65,18 +63,18 @@ def _sizes(plan: Plan) -> Plan:
     "options",
     [{}, {"n_ctx": 77, "n_batch": 33, "n_seq": 2}, {"method": "oracle", "n_ctx": 50}, {"table": True, "kv": "split"}],
 )
-def test_a_plan_before_loading_is_that_of_the_loaded(tiny_path: Path, options: dict[str, Any]) -> None:
+def test_a_plan_before_loading_is_that_of_the_loaded(tiny_path: Path, options: dict[str, Any], device: str) -> None:
     if options.get("table"):
         t = RandomTable.random(2, 4, 2, 10)
         options = {**options, "table": t}
-    before = fasa_py.plan(tiny_path, device=DEVICE, **options)
-    with fasa_py.Llama(tiny_path, device=DEVICE, **options) as llm:
+    before = fasa_py.plan(tiny_path, device=device, **options)
+    with fasa_py.Llama(tiny_path, device=device, **options) as llm:
         assert _sizes(llm.plan) == _sizes(before)
         assert before.fits
 
 
 def test_a_context_that_does_not_fit_is_refused_before_loading(
-    tiny_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_path: Path, device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class LoadedAnyway(Model):
         def __init__(self, *args: Any, plan_only: bool = False, **options: Any) -> None:
@@ -84,16 +82,16 @@ def test_a_context_that_does_not_fit_is_refused_before_loading(
             super().__init__(*args, plan_only=plan_only, **options)
 
     monkeypatch.setattr("fasa_py.llama.Model", LoadedAnyway)
-    missing = fasa_py.plan(tiny_path, n_ctx=2**27, n_seq=500, device=DEVICE)
+    missing = fasa_py.plan(tiny_path, n_ctx=2**27, n_seq=500, device=device)
     assert not missing.fits
     with pytest.raises(fasa_py.OutOfMemoryError, match=r"\d+ bytes are missing; n_ctx = \d+ would fit"):
-        fasa_py.Llama(tiny_path, n_ctx=2**27, n_seq=500, device=DEVICE)
+        fasa_py.Llama(tiny_path, n_ctx=2**27, n_seq=500, device=device)
 
 
-def test_a_model_for_plans_makes_no_context(tiny_path: Path) -> None:
+def test_a_model_for_plans_makes_no_context(tiny_path: Path, device: str) -> None:
     from fasa_py.model import Context
 
-    model = Model(GGUF(tiny_path), DEVICE, plan_only=True)
+    model = Model(GGUF(tiny_path), device, plan_only=True)
     assert model.info.n_layer == 2
     with pytest.raises(ValueError, match="plans only"):
         Context(model, ContextSettings())
@@ -149,23 +147,23 @@ def test_gpus() -> None:
         assert gpu.name and gpu.memory_bytes > 0 and gpu.n_multiprocessors > 0 and gpu.runtime_version >= 12000
 
 
-def test_info_shows_a_plan(tiny_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_info_shows_a_plan(tiny_path: Path, capsys: pytest.CaptureFixture[str], device: str) -> None:
     assert main(["info", str(tiny_path)]) == 0
     assert "Plan" not in capsys.readouterr().out
-    assert main(["info", str(tiny_path), "--n-ctx", "100", "--device", DEVICE]) == 0
+    assert main(["info", str(tiny_path), "--n-ctx", "100", "--device", device]) == 0
     out = capsys.readouterr().out
-    p = fasa_py.plan(tiny_path, n_ctx=100, device=DEVICE)
+    p = fasa_py.plan(tiny_path, n_ctx=100, device=device)
     for fact in ("Plan for 100 tokens", f"{p.kv_bytes:,}", f"{p.host_bytes:,}", "it fits; largest context that fits"):
         assert fact in out
 
 
-@on_gpu
+@pytest.mark.gpu
 def test_what_is_taken_is_what_was_planned(tiny_path: Path) -> None:
     def available() -> int:
-        return fasa_py.plan(tiny_path, device=DEVICE).device_available
+        return fasa_py.plan(tiny_path, device="cuda").device_available
 
     before = available()
-    with fasa_py.Llama(tiny_path, device=DEVICE) as llm:
+    with fasa_py.Llama(tiny_path, device="cuda") as llm:
         taken = before - available()
         planned = llm.plan.device_bytes
         assert taken <= planned
@@ -176,37 +174,37 @@ def test_what_is_taken_is_what_was_planned(tiny_path: Path) -> None:
     assert available() == before
 
 
-@on_gpu
+@pytest.mark.gpu
 def test_a_limit(tiny_path: Path) -> None:
-    p = fasa_py.plan(tiny_path, n_ctx=100, device=DEVICE)
-    assert fasa_py.plan(tiny_path, n_ctx=100, device=DEVICE, vram=p.device_bytes).fits
-    with fasa_py.Llama(tiny_path, n_ctx=100, device=DEVICE, vram=p.device_bytes) as llm:
+    p = fasa_py.plan(tiny_path, n_ctx=100, device="cuda")
+    assert fasa_py.plan(tiny_path, n_ctx=100, device="cuda", vram=p.device_bytes).fits
+    with fasa_py.Llama(tiny_path, n_ctx=100, device="cuda", vram=p.device_bytes) as llm:
         assert llm.generate("abc" * 20, max_tokens=5, temperature=0).text
         assert llm.plan.device_available == p.device_bytes
         with pytest.raises(fasa_py.OutOfMemoryError, match="bytes are missing"):
             fasa_py.model.Context(llm._model, ContextSettings(n_ctx=100))  # a second one
-    short = fasa_py.plan(tiny_path, n_ctx=100, device=DEVICE, vram=p.device_bytes - 1)
+    short = fasa_py.plan(tiny_path, n_ctx=100, device="cuda", vram=p.device_bytes - 1)
     assert (short.fits, short.device_missing) == (False, 1)
     with pytest.raises(fasa_py.OutOfMemoryError, match=r"device memory.* 1 bytes are missing; n_ctx = \d+ would fit"):
-        fasa_py.Llama(tiny_path, n_ctx=100, device=DEVICE, vram=p.device_bytes - 1)
-    with fasa_py.Llama(tiny_path, n_ctx=short.n_ctx_max, device=DEVICE, vram=p.device_bytes - 1) as llm:
+        fasa_py.Llama(tiny_path, n_ctx=100, device="cuda", vram=p.device_bytes - 1)
+    with fasa_py.Llama(tiny_path, n_ctx=short.n_ctx_max, device="cuda", vram=p.device_bytes - 1) as llm:
         assert llm.n_ctx == short.n_ctx_max < 100
 
 
-@on_gpu
+@pytest.mark.gpu
 def test_weights_that_do_not_fit_are_not_uploaded(tiny_path: Path) -> None:
     seen: list[float] = []
     with pytest.raises(fasa_py.OutOfMemoryError, match=r"the weights take .* bytes are missing"):
-        Model(GGUF(tiny_path), DEVICE, progress=seen.append, vram=1 << 20)
+        Model(GGUF(tiny_path), "cuda", progress=seen.append, vram=1 << 20)
     assert seen == []
     with pytest.raises(fasa_py.OutOfMemoryError, match=r"weights.*no n_ctx would fit"):
-        fasa_py.Llama(tiny_path, device=DEVICE, vram="1MiB")
+        fasa_py.Llama(tiny_path, device="cuda", vram="1MiB")
 
 
-@on_gpu
+@pytest.mark.gpu
 def test_the_upload_shows_progress(tiny_path: Path) -> None:
     seen: list[float] = []
-    Model(GGUF(tiny_path), DEVICE, progress=seen.append)
+    Model(GGUF(tiny_path), "cuda", progress=seen.append)
     assert seen == sorted(seen) and 0.5 < seen[-1] <= 1
 
 

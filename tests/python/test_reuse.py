@@ -9,9 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from devices import each_device
 
 from fasa_py import Completion, Llama
 from fasa_py.method import Method, supported_methods
+
+pytestmark = each_device
 
 ALL = [(7 * i) % 250 for i in range(150)]
 # A prompt before, what then comes, and how much of it is reused by methods that observe nothing.

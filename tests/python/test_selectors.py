@@ -12,11 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 import reference
+from devices import each_device
 from engine import Engine, Table
 from tiny_models import TinyModel, write
 
 from fasa_py import FormatError, UnsupportedError
 from fasa_py._native import lib, text
+
+pytestmark = each_device
 
 N_PROMPT, N_STEPS = 150, 12
 TOKENS = [(7 * i * i + 3 * i) % 131 for i in range(N_PROMPT + N_STEPS)]

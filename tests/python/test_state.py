@@ -6,9 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from devices import each_device
 from tiny_models import TinyModel, write
 
 from fasa_py import ContextFullError, FormatError, Llama
+
+pytestmark = each_device
 
 PROMPT = [(11 * i) % 250 for i in range(60)]
 

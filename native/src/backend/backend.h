@@ -22,12 +22,23 @@ struct OpsLimits {
     int64_t n_weight_max = 0;     // values of the largest matrix; 0: unknown
     int32_t host_row_values = 0;  // values of a row of the KV cache in host memory; 0: none lie there
     int n_layer = 0;              // of the model, for runs that are kept; 0: none are
+    // Of the KV cache in host memory: layers whose rows lie there, and rows that a cache on the device has of every
+    // such layer and KV head.
+    int32_t n_host_layer = 0, n_cache_row = 0;
+    int32_t n_seq = 1;
 };
 
 // What ops take.
 struct OpsBytes {
     uint64_t device, host;
-    uint64_t runs;  // device memory for the runs that they keep
+    uint64_t runs;           // device memory for the runs that they keep
+    uint64_t row_cache = 0;  // the part of `device` that a cache of rows takes
+};
+
+// Rows of the KV cache in host memory that decode steps asked the device's cache of rows for, and the bytes of rows
+// that other steps brought to the device.
+struct RowCounts {
+    uint64_t hit = 0, missed = 0, other_bytes = 0;
 };
 
 // Ops on one device with their workspace, taken once. Used by one thread at a time. They may return before they are
@@ -51,9 +62,15 @@ class Ops {
     virtual void forget_runs() = 0;
     // Returns when everything asked for is done.
     virtual void wait() = 0;
+    // Rows of the KV cache from a position on of a sequence are not what they were.
+    virtual void forget_rows(int32_t /*seq*/, int32_t /*first_pos*/) {}
+    // So far.
+    virtual RowCounts row_counts() { return {}; }
     // n values for the host to read, once everything asked for is done; valid until the next call of an op.
     virtual const float* on_host(const float* x, int64_t n) = 0;
     virtual const int32_t* on_host(const int32_t* x, int64_t n) = 0;
+    // to[0 .. n) = from[0 .. n), both on the device.
+    virtual void copy(float* to, const float* from, int64_t n) = 0;
 
     // x[i] = row token[i] of w for the tokens of the batch. x [n][n_embd]
     virtual void embed(float* x, const WeightView& w) = 0;
@@ -80,6 +97,14 @@ class Ops {
     // The `keep` best positions below n_pos of every row of scores [n_set][n_ctx]; the lower position first among
     // equals. NaN counts as the lowest.
     virtual void topk(const float* scores, int32_t n_pos, const Budget& budget, Selection& selection) = 0;
+    // token_scores of a ranking for the first n_pos positions, topk and attend_selected, as one: for the row of
+    // position n_pos - 1.
+    virtual void attend_best(float* y, const float* q, int n_head, float scale, const KvView& kv, int32_t seq,
+                             int32_t n_pos, const Ranking& ranking, Selection& selection) {
+        token_scores(ranking.scores, ranking.queries, kv, seq, n_pos, ranking.whole_key, &ranking.budget);
+        topk(ranking.scores, n_pos, ranking.budget, selection);
+        attend_selected(y, q, n_head, scale, kv, seq, selection);
+    }
     // mass[set][pos] += the softmax weights that the rows' queries give to pos, summed over rows and the set's heads:
     // rotated q [n][n_head][head_dim] over everything cached up to each row's position. mass [n_set][n_ctx], the sets
     // being the KV heads or the query heads.
@@ -95,6 +120,18 @@ class Ops {
     // similarity[head_kv][pos] = mean cosine between the key at pos and the others below n_pos; [n_head_kv][n_ctx]. A
     // key of zeros is similar to none.
     virtual void key_similarity(float* similarity, const KvView& kv, int32_t seq, int32_t n_pos) = 0;
+
+    // Small steps of single methods, on scores [n_set][n_ctx].
+    // scores[set][first .. first + n) = 0
+    virtual void clear_scores(float* scores, int n_set, int32_t first, int32_t n) = 0;
+    // scores[set][pos] = -infinity for the positions below n_pos that are not in the set's list.
+    virtual void keep_listed(float* scores, int32_t n_pos, const Selection& selection) = 0;
+    // scores[set][i] = the mean over page i, for all pages of `page` positions that begin below n_pos.
+    virtual void average_pages(float* scores, int n_set, int32_t page, int32_t n_pos) = 0;
+    // Lists of pages, that of position n_pos - 1 the last of each, become lists of their positions.
+    virtual void expand_pages(Selection& selection, int32_t page, int32_t n_pos) = 0;
+    // bounds[set] = the sums of the set's heads' max(q, 0), then of min(q, 0): [n_set][2][head_dim].
+    virtual void bound_queries(float* bounds, int n_set, const float* q, int n_head, int head_dim) = 0;
 };
 
 class Device {
@@ -102,6 +139,8 @@ class Device {
     virtual ~Device() = default;
     virtual std::string name() const = 0;  // "cpu (avx512, 8 threads)"
     virtual int n_threads() const = 0;
+    // Cached positions below which sparse attention costs more than it saves (docs/performance.md).
+    virtual int32_t break_even() const = 0;
 
     // Zeroed memory of the device, and host memory that its ops reach too; throw MEMORY naming `what`.
     virtual Buffer buffer(size_t n_bytes, const char* what) const = 0;

@@ -136,6 +136,14 @@ struct SetQueries {
     int32_t n_head = 0, n_set = 0;
 };
 
+// How positions are ranked, and how many of the best are kept.
+struct Ranking {
+    SetQueries queries;
+    bool whole_key = false;  // else only the dominant dims count
+    Budget budget;
+    float* scores = nullptr;  // [n_set][n_ctx], room for scores; they need not be written
+};
+
 // What a page of keys is summed up by, for every dim: a high and a low bound.
 enum class PageBounds {
     min_max,  // of the page's keys

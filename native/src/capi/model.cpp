@@ -56,7 +56,8 @@ std::unique_ptr<Device> make_device(const fasa_model_params& params) {
 #if FASA_HAS_CUDA
             return make_gpu(params);
 #else
-            fail(FASA_ERROR_UNSUPPORTED, "this build has no CUDA backend (%s): use device='cpu' or 'auto'", FASA_CUDA_REASON);
+            fail(FASA_ERROR_UNSUPPORTED, "this build has no CUDA backend (%s): use device='cpu' or 'auto'",
+                 FASA_CUDA_REASON);
 #endif
     }
     fail(FASA_ERROR_ARGUMENT, "unknown device kind %d", static_cast<int>(params.device));

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "base/half.h"
+
 namespace fasa {
 
 namespace {
@@ -21,9 +23,7 @@ size_t KvShape::token_rest_bytes() const {
     return is_coded() ? whole : whole - token_dom_bytes();
 }
 
-size_t KvShape::host_bytes() const {
-    return half_bytes * host_row_values() * n_split() * n_head_kv * n_ctx * n_seq;
-}
+size_t KvShape::host_bytes() const { return half_bytes * host_row_values() * n_split() * n_head_kv * n_ctx * n_seq; }
 
 KvStore::KvStore(const KvShape& shape, std::vector<int16_t> order, const Device& device)
     : shape_(shape),
@@ -65,6 +65,29 @@ KvView KvStore::layer(int32_t i) const {
         view.order =
             static_cast<const int16_t*>(order_on_device_.data()) + size_t{1} * i * shape_.n_head_kv * shape_.head_dim;
     return view;
+}
+
+void KvRows::key(int32_t i, float* out) const {
+    const uint16_t *dominant = dom.data() + int64_t{i} * n_dom,
+                   *others = rest.data() + int64_t{i} * (2 * head_dim - n_dom);
+    for (int32_t d = 0; d < head_dim; ++d) {
+        out[order ? order[d] : d] = half_to_float(d < n_dom ? dominant[d] : others[d - n_dom]);
+    }
+}
+
+void KvRows::value(int32_t i, float* out) const {
+    const uint16_t* row = rest.data() + int64_t{i} * (2 * head_dim - n_dom) + head_dim - n_dom;
+    for (int32_t d = 0; d < head_dim; ++d) out[d] = half_to_float(row[d]);
+}
+
+KvRows KvStore::read(int32_t seq, int32_t layer, int32_t head_kv, int32_t first, int32_t n) const {
+    const KvView view = this->layer(layer);
+    const size_t n_rows = static_cast<size_t>(n);
+    KvRows rows{std::vector<uint16_t>(n_rows * view.n_dom), std::vector<uint16_t>(n_rows * view.row_values()),
+                order_of(layer, head_kv), view.n_dom, view.head_dim};
+    device_.copy(rows.dom.data(), view.dom_at(seq, head_kv, first), rows.dom.size() * sizeof(uint16_t));
+    device_.copy(rows.rest.data(), view.rest_at(seq, head_kv, first), rows.rest.size() * sizeof(uint16_t));
+    return rows;
 }
 
 void KvStore::copy(int32_t dst, int32_t src, int32_t n_tokens) {

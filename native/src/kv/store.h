@@ -34,6 +34,17 @@ struct KvShape {
     size_t order_bytes() const { return n_dom > 0 ? sizeof(int16_t) * n_layer * n_head_kv * head_dim : 0; }
 };
 
+// Rows of one KV head, copied to the host.
+struct KvRows {
+    std::vector<uint16_t> dom, rest;  // half precision: [n][n_dom], [n][2 * head_dim - n_dom]
+    const int16_t* order;             // [head_dim]; nullptr: unchanged
+    int32_t n_dom, head_dim;
+
+    // out [head_dim], dims as in the file.
+    void key(int32_t i, float* out) const;
+    void value(int32_t i, float* out) const;
+};
+
 // One layout, two placements: the dominant plane is always on the device; the rest is there too (FASA-C) or in host
 // memory (FASA-M), but for dense layers, which are on the device as a whole. On a CPU both are the same memory.
 class KvStore {
@@ -52,6 +63,8 @@ class KvStore {
     }
     // For ops: its pointers are the device's.
     KvView layer(int32_t i) const;
+    // Positions first .. first + n - 1.
+    KvRows read(int32_t seq, int32_t layer, int32_t head_kv, int32_t first, int32_t n) const;
     // Copies the first n_tokens of sequence src over those of dst.
     void copy(int32_t dst, int32_t src, int32_t n_tokens);
 

@@ -13,7 +13,8 @@
 namespace fasa {
 namespace {
 
-constexpr int32_t read_rows = 256;  // keys converted at once
+constexpr int32_t read_rows = 8192;  // keys copied from the device at once
+constexpr int32_t turn_rows = 256;   // and of them, converted at once
 constexpr int64_t vector_floats = 16;
 constexpr float largest_q = 1e30f;  // its products with half-precision keys, summed, stay finite
 
@@ -119,7 +120,7 @@ class Calibrator {
             for (int i = 0; i < team_.n_threads(); ++i) {
                 const size_t n = static_cast<size_t>(most);
                 threads_.push_back({arena.take<float>(n), arena.take<float>(n), arena.take<cpu::Candidate>(n),
-                                    arena.take<float>(static_cast<size_t>(read_rows) * h_.head_dim)});
+                                    arena.take<float>(static_cast<size_t>(turn_rows) * h_.head_dim)});
             }
             if (!real) reserve(arena.used());
         }
@@ -171,28 +172,37 @@ class Calibrator {
 
     // Keys of a KV head, one row a dim, so that a chunk's scores are sums of whole rows.
     void read_keys(int32_t layer, int32_t head_kv) {
-        std::atomic<bool> finite = true;
+        bool finite = true;
         for (const auto& [seq, n] : longest_) {
-            float* keys = keys_[seq];
-            const int64_t stride = padded(n);
-            const int32_t n_rows = n, sequence = seq;
-            team_.run((n + read_rows - 1) / read_rows, [&](int64_t block, int thread) {
-                const int32_t first = static_cast<int32_t>(block) * read_rows,
-                              count = std::min(read_rows, n_rows - first);
-                float* rows = threads_[thread].rows;
-                context_.read_kv(rows, nullptr, sequence, layer, head_kv, first, count);
-                for (int32_t d = 0; d < h_.head_dim; ++d) {
-                    float* to = keys + d * stride + first;
-                    for (int32_t j = 0; j < count; ++j) {
-                        to[j] = rows[int64_t{j} * h_.head_dim + d];
-                        if (!std::isfinite(to[j])) finite = false;
-                    }
+            for (int32_t first = 0; first < n; first += read_rows) {
+                const int32_t count = std::min(read_rows, n - first);
+                if (!turn_keys(context_.kv().read(seq, layer, head_kv, first, count), count, keys_[seq] + first,
+                               padded(n))) {
+                    finite = false;
                 }
-            });
+            }
         }
         if (!finite)
             fail(FASA_ERROR, "layer %d, KV head %d: a key is not finite: the model cannot be calibrated", layer,
                  head_kv);
+    }
+
+    // Keys of n rows, one row a dim, stride apart. Returns whether all are finite.
+    bool turn_keys(const KvRows& rows, int32_t n, float* keys, int64_t stride) {
+        std::atomic<bool> finite = true;
+        team_.run((n + turn_rows - 1) / turn_rows, [&](int64_t block, int thread) {
+            const int32_t first = static_cast<int32_t>(block) * turn_rows, count = std::min(turn_rows, n - first);
+            float* mine = threads_[thread].rows;
+            for (int32_t j = 0; j < count; ++j) rows.key(first + j, mine + int64_t{j} * h_.head_dim);
+            for (int32_t d = 0; d < h_.head_dim; ++d) {
+                float* to = keys + d * stride + first;
+                for (int32_t j = 0; j < count; ++j) {
+                    to[j] = mine[int64_t{j} * h_.head_dim + d];
+                    if (!std::isfinite(to[j])) finite = false;
+                }
+            }
+        });
+        return finite;
     }
 
     // A query head's vectors and attention; both are added to those of its group.
@@ -261,7 +271,7 @@ class Calibrator {
     struct Thread {
         float *scores, *weights;     // [longest]
         cpu::Candidate* candidates;  // [longest]
-        float* rows;                 // [read_rows][head_dim]
+        float* rows;                 // [turn_rows][head_dim]
     };
 
     // weights[j] = 1 for the K best positions, else 0.

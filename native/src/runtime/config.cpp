@@ -5,6 +5,7 @@
 #include <numeric>
 
 #include "base/error.h"
+#include "base/log.h"
 #include "runtime/plan.h"
 
 namespace fasa {
@@ -13,9 +14,6 @@ namespace {
 // Room to shorten a batch so that the last one is not left with fewer than n_rows_alike.
 constexpr int32_t min_n_batch = 2 * n_rows_alike;
 constexpr int32_t default_n_batch = 512, max_n_batch = 16384, max_n_seq = 1024;
-
-// Cached positions below which a sparse step costs more than it saves (docs/performance.md).
-constexpr int32_t break_even = 512;
 
 void check_range(const char* name, int32_t value, int32_t max) {
     if (value < 0 || value > max) {
@@ -50,6 +48,36 @@ DomType dom_type(fasa_k_dom k_dom) {
     fail(FASA_ERROR_ARGUMENT, "k_dom is %d, expected 0 (f16), 1 (int8) or 2 (q4)", static_cast<int>(k_dom));
 }
 
+void check_cache_rows(int32_t n) {
+    if (n < -1 || n > max_n_ctx) {
+        fail(FASA_ERROR_ARGUMENT, "kv_cache_rows is %d, expected 0 (the default), -1 (none), or up to %d", n,
+             max_n_ctx);
+    }
+}
+
+ContextConfig with_host_rest(const Model& model, const fasa_context_params& p, ContextConfig c) {
+    c.host_rest = true;
+    if (model.device->has_own_memory() && p.kv_cache_rows >= 0) {
+        const int32_t n = p.kv_cache_rows > 0 ? p.kv_cache_rows : std::min(c.select.n_fac, max_n_ctx / 4) * 4;
+        c.n_cache_row = c.n_ctx > 0 ? std::min(n, c.n_ctx) : n;
+    }
+    return c;
+}
+
+// Says so when it chooses.
+bool only_split_fits(const Model& model, ContextConfig whole, ContextConfig split) {
+    if (!model.device->has_own_memory()) return false;
+    const int32_t n_ctx = whole.n_ctx > 0 ? whole.n_ctx : model.h.n_ctx_train;
+    whole.n_ctx = split.n_ctx = n_ctx;
+    if (make_plan(model, whole).fits) return false;
+    const fasa_plan plan = make_plan(model, split);
+    if (model.plan_only) return true;
+    log_message(FASA_LOG_INFO,
+                "KV cache of %d tokens: only dominant keys are kept on the device, the rest in host memory, %.1f MiB",
+                n_ctx, static_cast<double>(plan.kv_host_bytes) / 0x1p20);
+    return true;
+}
+
 }  // namespace
 
 fasa_method_params default_method() {
@@ -81,7 +109,7 @@ SelectConfig resolve_method(const Model& model, const fasa_method_params& p, con
     c.n_sink = p.n_sink;
     c.n_recent = p.n_recent;
     c.dense_layers = p.dense_layers;
-    c.dense_below = p.dense_below < 0 ? break_even : p.dense_below;
+    c.dense_below = p.dense_below < 0 ? model.device->break_even() : p.dense_below;
     c.page = p.page;
     c.chunks_per_head = p.chunks_per_head;
     c.tokens_per_head = p.tokens_per_head;
@@ -126,6 +154,7 @@ ContextConfig resolve(const Model& model, const fasa_context_params& p, std::sha
     if (!c.table) c.table = model.table;
     c.select = resolve_method(model, p.method, c.table.get());
     c.host_rest = p.kv == FASA_KV_SPLIT;
+    check_cache_rows(p.kv_cache_rows);
     c.dom_type = dom_type(p.k_dom);
     if (c.select.method == "fasa" && c.table && !c.select.chunks_per_head) {
         c.n_dom = 2 * c.select.n_tip;
@@ -139,9 +168,24 @@ ContextConfig resolve(const Model& model, const fasa_context_params& p, std::sha
              c.table ? "" : " without a table");
     }
     c.n_batch_max = std::max(c.n_batch, min_n_batch);
+    const ContextConfig split = with_host_rest(model, p, c);
+    if (c.host_rest || (p.kv == FASA_KV_AUTO && c.n_dom > 0 && only_split_fits(model, c, split))) c = split;
+    limit_dense_steps(model, p.method, c);
     if (c.n_ctx == 0) c.n_ctx = choose_n_ctx(model, c);
     c.n_batch = std::min(c.n_batch_max, c.n_ctx);
     return c;
+}
+
+void limit_dense_steps(const Model& model, const fasa_method_params& p, ContextConfig& c) {
+    if (!c.host_rest || !model.device->has_own_memory() || c.select.method != "fasa") return;
+    const int32_t most = std::max(c.select.n_fac, c.n_cache_row);
+    if (p.dense_below > most) {
+        fail(FASA_ERROR_ARGUMENT,
+             "dense_below is %d, but the rows of this cache lie in host memory: a dense step may read %d of them, the "
+             "larger of n_fac and kv_cache_rows",
+             p.dense_below, most);
+    }
+    c.select.dense_below = std::min(c.select.dense_below, most);
 }
 
 SelectShape select_shape(const Hparams& h, const ContextConfig& c) {

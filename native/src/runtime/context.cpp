@@ -7,7 +7,6 @@
 #include <utility>
 
 #include "base/error.h"
-#include "base/half.h"
 #include "runtime/plan.h"
 #include "runtime/state_file.h"
 
@@ -65,17 +64,17 @@ class Context::CancelPoll final : public Poll {
     Clock::time_point asked_ = Clock::now();
 };
 
-// Chooses the positions of a layer, and shows the step to the tap.
+// Attends to the chosen positions of a layer, and shows the step to the tap.
 class Context::SparseHook final : public LayerHook {
    public:
     explicit SparseHook(Context& context) : context_(context) {}
 
-    const Selection* stored(int32_t layer, Rows rows, const float* q, float scale, const KvView& kv) override {
+    bool attend(float* y, int32_t layer, Rows rows, const float* q, float scale, const KvView& kv) override {
         context_.sparsity_->observe(layer, rows, q, scale, kv);
-        if (context_.prefilling_) return nullptr;
-        const Selection* selection = context_.sparsity_->select(layer, rows, q, scale, kv);
+        if (context_.prefilling_) return false;
+        const Selection* selection = context_.sparsity_->attend(y, layer, rows, q, scale, kv);
         if (context_.tap_) show(layer, rows, q, selection);
-        return selection;
+        return selection != nullptr;
     }
 
    private:
@@ -85,12 +84,24 @@ class Context::SparseHook final : public LayerHook {
         const float* read = context_.ops_->on_host(q, static_cast<int64_t>(queries.size()));
         std::copy_n(read, queries.size(), queries.begin());
         std::vector<std::vector<int32_t>> positions;
-        for (int32_t set = 0; selection && set < selection->n_set; ++set) {
-            const int32_t count = *context_.ops_->on_host(selection->count + set, 1);
-            const int32_t* list = context_.ops_->on_host(selection->list(set), count);
-            positions.emplace_back(list, list + count);
-        }
+        if (selection) positions = lists(*selection);
         context_.tap_->record(layer, rows, queries, context_.kv_, std::move(positions));
+    }
+
+    // On the host, by two copies.
+    std::vector<std::vector<int32_t>> lists(const Selection& selection) const {
+        const Device& device = *context_.model_->device;
+        const size_t n_set = static_cast<size_t>(selection.n_set), capacity = static_cast<size_t>(selection.capacity);
+        std::vector<int32_t> counts(n_set), all(n_set * capacity);
+        context_.ops_->wait();
+        device.copy(counts.data(), selection.count, sizeof(int32_t) * counts.size());
+        device.copy(all.data(), selection.positions, sizeof(int32_t) * all.size());
+        std::vector<std::vector<int32_t>> lists;
+        for (size_t set = 0; set < n_set; ++set) {
+            const auto list = all.begin() + static_cast<std::ptrdiff_t>(set * capacity);
+            lists.emplace_back(list, list + counts[set]);
+        }
+        return lists;
     }
 
     Context& context_;
@@ -148,7 +159,10 @@ void Context::make_sparsity() {
 }
 
 void Context::set_method(const fasa_method_params& params) {
-    const SelectConfig asked = resolve_method(*model_, params, config_.table.get());
+    ContextConfig config = config_;
+    config.select = resolve_method(*model_, params, config_.table.get());
+    limit_dense_steps(*model_, params, config);
+    const SelectConfig& asked = config.select;
     if (config_.host_rest && asked.method == "fasa" && asked.chunks_per_head) {
         fail(FASA_ERROR_UNSUPPORTED,
              "dominant sets per query head need whole keys on the device, but this cache is split between device and "
@@ -175,11 +189,26 @@ fasa_stats Context::stats() const {
     stats.tokens_selected = c.tokens_selected;
     stats.key_bytes = c.key_bytes;
     stats.value_bytes = c.value_bytes;
+    count_rows(stats);
     stats.decode_bytes = stats_.n_decode * model_->pass_bytes() + c.key_bytes + c.value_bytes;
     return stats;
 }
 
+// On a device whose memory is the host's nothing crosses a bus.
+void Context::count_rows(fasa_stats& stats) const {
+    if (!config_.host_rest || !model_->device->has_own_memory()) return;
+    const KvShape& shape = kv_.shape();
+    const RowCounts rows = ops_->row_counts();
+    stats.rows_hit = rows.hit - rows_before_.hit;
+    stats.rows_missed = config_.n_cache_row > 0 ? rows.missed - rows_before_.missed : sparsity_->counts.host_rows;
+    const uint64_t row_bytes = sizeof(uint16_t) * static_cast<uint64_t>(shape.host_row_values());
+    const uint64_t rows_a_token = static_cast<uint64_t>(shape.n_split()) * static_cast<uint64_t>(shape.n_head_kv);
+    const uint64_t n_written = rows_a_token * (stats_.n_prefill + stats_.n_decode);
+    stats.pcie_bytes = row_bytes * (stats.rows_missed + n_written) + rows.other_bytes - rows_before_.other_bytes;
+}
+
 void Context::reset_stats() {
+    rows_before_ = ops_->row_counts();
     stats_ = {};
     sparsity_->counts = {};
 }
@@ -197,19 +226,10 @@ void Context::read_kv(float* k, float* v, int32_t seq, int32_t layer, int32_t he
         fail(FASA_ERROR_ARGUMENT, "no keys at layer %d, KV head %d, positions %d to %d: the sequence has %d", layer,
              head_kv, first, first + n, length_[seq]);
     }
-    const KvView view = kv_.layer(layer);
-    const int16_t* order = kv_.order_of(layer, head_kv);
-    std::vector<uint16_t> doms(static_cast<size_t>(n) * view.n_dom), rests(static_cast<size_t>(n * view.row_values()));
-    model_->device->copy(doms.data(), view.dom_at(seq, head_kv, first), doms.size() * sizeof(uint16_t));
-    model_->device->copy(rests.data(), view.rest_at(seq, head_kv, first), rests.size() * sizeof(uint16_t));
+    const KvRows rows = kv_.read(seq, layer, head_kv, first, n);
     for (int32_t i = 0; i < n; ++i) {
-        const uint16_t* dom = doms.data() + int64_t{i} * view.n_dom;
-        const uint16_t* rest = rests.data() + i * view.row_values();
-        for (int32_t d = 0; d < h.head_dim; ++d) {
-            const uint16_t key = d < view.n_dom ? dom[d] : rest[d - view.n_dom];
-            if (k) k[int64_t{i} * h.head_dim + (order ? order[d] : d)] = half_to_float(key);
-            if (v) v[int64_t{i} * h.head_dim + d] = half_to_float(rest[h.head_dim - view.n_dom + d]);
-        }
+        if (k) rows.key(i, k + int64_t{i} * h.head_dim);
+        if (v) rows.value(i, v + int64_t{i} * h.head_dim);
     }
 }
 
@@ -246,10 +266,11 @@ void Context::check_tokens(int32_t seq, std::span<const int32_t> tokens) const {
     }
 }
 
-// Until nothing of a batch that failed is under way any more. The failure that is being thrown says more than another.
-void Context::abandon() {
+// The failure that is being thrown says more than another.
+void Context::abandon(int32_t seq, int32_t pos0) {
     try {
         ops_->wait();
+        ops_->forget_rows(seq, pos0);
     } catch (const Error&) {
     }
 }
@@ -274,7 +295,7 @@ void Context::run_batch(int32_t seq, std::span<const int32_t> tokens) {
         });
         ops_->wait();
     } catch (...) {
-        abandon();
+        abandon(seq, pos0);
         sparsity_->forget(seq, pos0);
         throw;
     }
@@ -355,7 +376,10 @@ void Context::truncate(int32_t seq, int32_t n_tokens) {
     if (n_tokens < 0 || n_tokens > length_[seq]) {
         fail(FASA_ERROR_ARGUMENT, "cannot truncate sequence %d of %d tokens to %d", seq, length_[seq], n_tokens);
     }
-    if (n_tokens < length_[seq] && logits_seq_ == seq) logits_seq_ = -1;
+    if (n_tokens < length_[seq]) {
+        if (logits_seq_ == seq) logits_seq_ = -1;
+        ops_->forget_rows(seq, n_tokens);
+    }
     length_[seq] = n_tokens;
     sparsity_->forget(seq, n_tokens);
 }
@@ -367,6 +391,7 @@ void Context::copy(int32_t dst, int32_t src, int32_t n_tokens) {
         fail(FASA_ERROR_ARGUMENT, "cannot copy %d tokens of sequence %d, which has %d", n_tokens, src, length_[src]);
     }
     if (logits_seq_ == dst) logits_seq_ = -1;
+    ops_->forget_rows(dst, dst == src ? n_tokens : 0);
     kv_.copy(dst, src, n_tokens);
     std::copy_n(history_ + int64_t{src} * config_.n_ctx, n_tokens, history_ + int64_t{dst} * config_.n_ctx);
     length_[dst] = n_tokens;
@@ -382,6 +407,7 @@ void Context::load(int32_t seq, const std::string& path) {
     check_seq(seq);
     const StateFile state(path, model_->fingerprint, model_->h.n_vocab, kv_);
     if (logits_seq_ == seq) logits_seq_ = -1;
+    ops_->forget_rows(seq, 0);
     state.restore(kv_, seq, history_ + int64_t{seq} * config_.n_ctx);
     length_[seq] = state.n_tokens();
     sparsity_->forget(seq, 0);

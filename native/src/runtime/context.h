@@ -52,6 +52,7 @@ class Context {
     // Queries and selections of the next n_steps decode steps; 0: no more.
     void start_tap(int32_t n_steps);
     const Tap* tap() const { return tap_.get(); }
+    const KvStore& kv() const { return kv_; }
     // Keys and values of a KV head as floats, dims as in the file: [n][head_dim]; either may be nullptr.
     void read_kv(float* k, float* v, int32_t seq, int32_t layer, int32_t head_kv, int32_t first, int32_t n) const;
 
@@ -67,7 +68,9 @@ class Context {
     // One token and its logits.
     void step(Rows rows);
     void keep_runs();
-    void abandon();
+    // Until nothing of a batch that failed is under way any more.
+    void abandon(int32_t seq, int32_t pos0);
+    void count_rows(fasa_stats& stats) const;
     // What tells kept runs apart; 0: not to be kept.
     uint64_t run_key(Rows rows) const;
     template <class AfterBatch>
@@ -88,6 +91,7 @@ class Context {
     bool prefilling_ = false;      // the call in progress brought several tokens: they attend to everything
     std::atomic<bool> cancelled_ = false;
     fasa_stats stats_ = {};
+    RowCounts rows_before_;  // when stats_ began
     SelectScratch select_scratch_;
     std::unique_ptr<Sparsity> sparsity_;
     std::unique_ptr<Tap> tap_;

@@ -23,11 +23,14 @@ fasa_plan measure(const Model& model, ContextConfig config) {
     const KvShape kv = kv_shape(model.h, config);
     fasa_plan p = {};
     p.n_ctx = config.n_ctx;
+    p.kv = config.host_rest ? FASA_KV_SPLIT : FASA_KV_DEVICE;
     p.weights_device_bytes = model.memory_bytes;
     p.kv_device_bytes = kv.n_bytes() - kv.host_bytes();
     p.kv_host_bytes = kv.host_bytes();
     p.kv_dom_bytes = kv.dom_bytes();
-    p.scratch_device_bytes = device_scratch(model, config, nullptr).n_bytes + kv.order_bytes() + ops.device;
+    p.scratch_device_bytes = device_scratch(model, config, nullptr).n_bytes + kv.order_bytes() + ops.device +
+                             selector_bytes(config.select, select_shape(model.h, config));
+    p.row_cache_bytes = ops.row_cache;
     p.scratch_host_bytes = host_scratch(model, config, nullptr).n_bytes + ops.host;
     p.system_device_bytes = device.system_bytes() + ops.runs;
     if (!device.has_own_memory()) {
@@ -78,6 +81,7 @@ int32_t choose_n_ctx(const Model& model, ContextConfig config) {
 
 OpsLimits ops_limits(const Hparams& h, const ContextConfig& config) {
     const int64_t n_in_max = std::max({h.n_embd, h.n_ff, h.n_head * h.head_dim});
+    const KvShape kv = kv_shape(h, config);
     const int64_t n_out_max = std::max({h.n_vocab, h.n_ff, h.n_head * h.head_dim});
     return {config.n_batch,
             n_in_max,
@@ -86,8 +90,11 @@ OpsLimits ops_limits(const Hparams& h, const ContextConfig& config) {
             h.head_dim,
             config.n_ctx,
             n_in_max * n_out_max,
-            kv_shape(h, config).host_row_values(),
-            h.n_layer};
+            kv.host_row_values(),
+            h.n_layer,
+            config.host_rest ? static_cast<int32_t>(kv.n_split()) : 0,
+            config.n_cache_row,
+            config.n_seq};
 }
 
 KvShape kv_shape(const Hparams& h, const ContextConfig& config) {
@@ -140,12 +147,12 @@ void check_plan(const fasa_plan& p) {
     if (on_device) add("CUDA itself", p.system_device_bytes);
     const uint64_t n_missing = on_device ? p.device_missing : p.host_missing;
     fail(FASA_ERROR_MEMORY,
-         "out of memory: with a context of %d token%s, %.1f MiB of %s memory are needed (%s), but %.1f MiB are "
+         "out of memory: with a context of %d token%s%s, %.1f MiB of %s memory are needed (%s), but %.1f MiB are "
          "available: "
          "%llu bytes are missing; %s",
-         p.n_ctx, p.n_ctx == 1 ? "" : "s", mib(on_device ? p.device_bytes : p.host_bytes),
-         on_device ? "device" : "host", parts.c_str(), mib(on_device ? p.device_available : p.host_available),
-         static_cast<unsigned long long>(n_missing),
+         p.n_ctx, p.n_ctx == 1 ? "" : "s", p.kv == FASA_KV_SPLIT ? " and a KV cache split between device and host" : "",
+         mib(on_device ? p.device_bytes : p.host_bytes), on_device ? "device" : "host", parts.c_str(),
+         mib(on_device ? p.device_available : p.host_available), static_cast<unsigned long long>(n_missing),
          p.n_ctx_max > 0 ? ("n_ctx = " + std::to_string(p.n_ctx_max) + " would fit").c_str() : "no n_ctx would fit");
 }
 

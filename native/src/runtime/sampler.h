@@ -7,6 +7,7 @@
 #include <utility>
 #include <vector>
 
+#include "backend/cpu/rank_kernels.h"
 #include "fasa.h"
 
 namespace fasa {
@@ -21,24 +22,30 @@ class Sampler {
     int32_t sample(std::span<const float> logits, std::span<const int32_t> previous);
 
    private:
-    struct Candidate {
-        float logit;
-        int32_t id;
-    };
+    using Candidate = cpu::Candidate;  // a logit and its token
 
-    void load(std::span<const float> logits);
+    bool has_penalties() const;
+    // The logits with biases and penalties.
+    std::span<const float> adjust(std::span<const float> logits, std::span<const int32_t> previous);
     void apply_bias();
     void apply_penalties(std::span<const int32_t> previous);
+    int32_t greedy(std::span<const float> logits) const;
+    // Makes candidates of all tokens, or of a few among which are the top_k best.
+    void load(std::span<const float> logits);
     void require_finite() const;
-    int32_t greedy() const;
     void keep_top_k();
     void keep_top_p();
+    // The n_sorted best candidates are in order; puts more of them in order and returns how many are then.
+    size_t sort_more(size_t n_sorted);
     void keep_min_p();
     int32_t draw();
 
     fasa_sampler_params params_;
     std::vector<std::pair<int32_t, float>> bias_;
     std::mt19937_64 random_;
+    const cpu::RankKernels& kernels_;
+    std::vector<float> adjusted_;  // [n_vocab]
+    std::vector<Candidate> room_;  // [n_vocab]
     std::vector<Candidate> candidates_;
     std::vector<int32_t> count_;  // [n_vocab], zero between calls
     std::vector<double> weight_;

@@ -7,9 +7,6 @@ namespace fasa {
 
 inline int32_t n_pages(int32_t n_pos, int32_t page) { return (n_pos + page - 1) / page; }
 
-// Replaces scores of positions by the mean over their page: scores [n_set][n_ctx], then its first n_pages of each row.
-void average_pages(float* scores, int32_t n_set, int32_t n_ctx, int32_t page, int32_t n_pos);
-
 // The positions of the best pages by scores [out.n_set][n_ctx], as many whole pages as the budget holds, the current
 // one always among them and all that hold a forced position. Among equals the earlier page wins.
 void choose_pages(const float* scores, int32_t page, const SelectConfig& config, const Step& step, Ops& ops,

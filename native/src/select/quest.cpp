@@ -8,7 +8,10 @@
 namespace fasa {
 namespace {
 
-constexpr int32_t default_page = 16;
+int32_t page_of(const SelectConfig& config) {
+    constexpr int32_t default_page = 16;
+    return config.page > 1 ? config.page : default_page;
+}
 
 // max(q * high, q * low) is q+ * high + q- * low with q+ = max(q, 0) and q- = min(q, 0), so a page is scored like a key
 // of twice the dims, and the scores of heads are one product with the sum of their q+ and q-.
@@ -18,9 +21,9 @@ class Quest final : public Selector {
         : config_(setup.config),
           shape_(setup.shape),
           ops_(setup.ops),
-          scores_(setup.scratch.scores),
-          page_(config_.page > 1 ? config_.page : default_page),
-          bounds_(size_t{2} * shape_.n_layer * shape_.n_seq * layer_values(), "page bounds of method quest"),
+          scratch_(setup.scratch),
+          page_(page_of(config_)),
+          bounds_(setup.device.buffer(quest_bytes(config_, shape_), "page bounds of method quest")),
           n_bounded_(size_t{1} * shape_.n_layer * shape_.n_seq) {}
 
     void select(const Step& step, Selection& out) override {
@@ -30,8 +33,9 @@ class Quest final : public Selector {
         ops_.page_bounds(bounds, step.kv, step.seq, page_, first_page, step.n_pos, config_.quest_bounds);
         n_bounded = step.n_pos;
         out.n_set = shape_.n_set(config_);
+        ops_.bound_queries(scratch_.q, out.n_set, step.q, shape_.n_head, step.kv.head_dim);
         for (int32_t set = 0; set < out.n_set; ++set) score_pages(step, bounds, out.n_set, set);
-        choose_pages(scores_, page_, config_, step, ops_, out);
+        choose_pages(scratch_.scores, page_, config_, step, ops_, out);
         const uint64_t n_values = uint64_t{2} * n_pages(step.n_pos, page_) + step.n_pos - first_page * page_;
         bytes_read_ = sizeof(uint16_t) * n_values * shape_.n_head_kv * shape_.layout.head_dim;
     }
@@ -53,28 +57,20 @@ class Quest final : public Selector {
     }
 
     void score_pages(const Step& step, uint16_t* bounds, int32_t n_set, int32_t set) {
-        const int32_t head_dim = step.kv.head_dim, heads = shape_.n_head / n_set;
-        float q[2 * max_head_dim] = {};
-        for (int32_t head = set * heads; head < (set + 1) * heads; ++head) {
-            for (int32_t d = 0; d < head_dim; ++d) {
-                const float value = step.q[int64_t{head} * head_dim + d];
-                q[d] += std::max(value, 0.0f);
-                q[head_dim + d] += std::min(value, 0.0f);
-            }
-        }
         KvView pages;  // one head, whose keys are the pages' bounds
         pages.dom = bounds + set * shape_.n_head_kv / n_set * head_values();
         pages.n_ctx = n_pages(shape_.n_ctx, page_);
         pages.n_head_kv = 1;
-        pages.head_dim = pages.n_dom = 2 * head_dim;
-        ops_.token_scores(scores_ + int64_t{set} * shape_.n_ctx, {q, nullptr, 1, 1}, pages, 0,
+        pages.head_dim = pages.n_dom = 2 * step.kv.head_dim;
+        const float* q = scratch_.q + int64_t{set} * pages.head_dim;
+        ops_.token_scores(scratch_.scores + int64_t{set} * shape_.n_ctx, {q, nullptr, 1, 1}, pages, 0,
                           n_pages(step.n_pos, page_), false, nullptr);
     }
 
     const SelectConfig config_;
     const SelectShape shape_;
     Ops& ops_;
-    float* scores_;
+    SelectScratch& scratch_;
     const int32_t page_;
     Buffer bounds_;                   // [n_layer][n_seq][n_head_kv][pages of n_ctx][2][head_dim], half precision
     std::vector<int32_t> n_bounded_;  // [n_layer][n_seq]: positions that the bounds cover
@@ -82,6 +78,11 @@ class Quest final : public Selector {
 };
 
 }  // namespace
+
+size_t quest_bytes(const SelectConfig& config, const SelectShape& shape) {
+    const size_t n_bounds = size_t{2} * n_pages(shape.n_ctx, page_of(config));
+    return sizeof(uint16_t) * shape.n_layer * shape.n_seq * shape.n_head_kv * n_bounds * shape.layout.head_dim;
+}
 
 std::unique_ptr<Selector> make_quest(const SelectorSetup& setup) { return std::make_unique<Quest>(setup); }
 

@@ -11,7 +11,9 @@ namespace {
 
 class Sparq final : public ScoredSelector {
    public:
-    using ScoredSelector::ScoredSelector;
+    explicit Sparq(const SelectorSetup& setup)
+        : ScoredSelector(setup), sums_(static_cast<size_t>(n_set_ * shape_.layout.head_dim)) {}
+    bool replayable() const override { return false; }
 
    protected:
     // Heads that share positions also share dims: those of the largest sum of magnitudes.
@@ -19,7 +21,8 @@ class Sparq final : public ScoredSelector {
         const int32_t head_dim = step.kv.head_dim, heads_per_set = shape_.n_head / n_set_;
         const float* q = ops_.on_host(step.q, int64_t{shape_.n_head} * head_dim);
         for (int32_t set = 0; set < n_set_; ++set, q += int64_t{heads_per_set} * head_dim) {
-            float magnitude[max_head_dim] = {}, sum[max_head_dim] = {};
+            float magnitude[max_head_dim] = {}, *sum = sums_.data() + int64_t{set} * head_dim;
+            std::fill_n(sum, head_dim, 0.0f);
             int16_t dims[max_head_dim];
             for (int32_t i = 0; i < heads_per_set * head_dim; ++i) {
                 magnitude[i % head_dim] += std::fabs(q[i]);
@@ -29,11 +32,13 @@ class Sparq final : public ScoredSelector {
             const int32_t n_kept = std::min(2 * config_.n_tip, head_dim);
             std::stable_sort(dims, dims + head_dim, [&](int16_t a, int16_t b) { return magnitude[a] > magnitude[b]; });
             for (int32_t i = n_kept; i < head_dim; ++i) sum[dims[i]] = 0;
-            device_.copy(scratch_.q + int64_t{set} * head_dim, sum, sizeof(float) * head_dim);
         }
+        device_.copy(scratch_.q, sums_.data(), sizeof(float) * sums_.size());
         return {scratch_.q, nullptr, n_set_, n_set_};
     }
-    bool replayable() const override { return false; }
+
+   private:
+    std::vector<float> sums_;  // [n_set][head_dim]
 };
 
 }  // namespace

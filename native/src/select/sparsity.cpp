@@ -38,7 +38,7 @@ SelectScratch SelectScratch::take(Arena& arena, const SelectShape& shape) {
     const size_t n_head = static_cast<size_t>(shape.n_head), n_ctx = static_cast<size_t>(shape.n_ctx);
     SelectScratch s;
     s.scores = arena.take<float>(n_head * n_ctx);
-    s.q = arena.take<float>(n_head * shape.layout.head_dim);
+    s.q = arena.take<float>(2 * n_head * shape.layout.head_dim);
     s.selection.positions = arena.take<int32_t>(n_head * n_ctx);
     s.selection.count = arena.take<int32_t>(n_head);
     s.selection.capacity = shape.n_ctx;
@@ -85,14 +85,26 @@ bool Sparsity::replayable() const {
     return !selector_ || (selector_->replayable() && same_budgets);
 }
 
-const Selection* Sparsity::select(int32_t layer, Rows rows, const float* q, float scale, const KvView& kv) {
+void Sparsity::attend_sparse(float* y, const Step& step) {
+    Ranking ranking;
+    if (const int32_t n_set = selector_->rank(step, ranking)) {
+        selection_.n_set = n_set;
+        selection_.capacity = ranking.budget.keep;
+        ops_.attend_best(y, step.q, shape_.n_head, step.scale, step.kv, step.seq, step.n_pos, ranking, selection_);
+    } else {
+        selector_->select(step, selection_);
+        ops_.attend_selected(y, step.q, shape_.n_head, step.scale, step.kv, step.seq, selection_);
+    }
+}
+
+const Selection* Sparsity::attend(float* y, int32_t layer, Rows rows, const float* q, float scale, const KvView& kv) {
     const int32_t n_pos = rows.pos0 + 1;
     const Step step{layer, rows.seq, n_pos, budget(layer, n_pos), q, scale, kv};
     const bool sparse = is_sparse(layer, n_pos);
-    if (sparse) selector_->select(step, selection_);
+    if (sparse) attend_sparse(y, step);
     if (!replayable()) {
         if (sparse) {
-            count_sparse(step, n_selected());
+            count_sparse(step, selector_->fills_budget() ? n_filled(step) : n_selected());
         } else {
             count_dense(kv, n_pos);
         }
@@ -105,7 +117,7 @@ void Sparsity::count_step(Rows rows, const KvStore& kv) {
     for (int32_t layer = 0; layer < shape_.n_layer; ++layer) {
         const Step step{layer, rows.seq, n_pos, budget(layer, n_pos), nullptr, 0, kv.layer(layer)};
         if (is_sparse(layer, n_pos)) {
-            count_sparse(step, uint64_t{1} * shape_.n_set(config_) * step.budget);
+            count_sparse(step, n_filled(step));
         } else {
             count_dense(step.kv, n_pos);
         }
@@ -121,7 +133,10 @@ void Sparsity::count_dense(const KvView& kv, int32_t n_pos) {
     counts.layers_dense += 1;
     counts.key_bytes += sizeof(uint16_t) * n_values;
     counts.value_bytes += sizeof(uint16_t) * n_values;
+    if (kv.host_layer >= 0) counts.host_rows += static_cast<uint64_t>(kv.n_head_kv) * static_cast<uint64_t>(n_pos);
 }
+
+uint64_t Sparsity::n_filled(const Step& step) const { return uint64_t{1} * shape_.n_set(config_) * step.budget; }
 
 uint64_t Sparsity::n_selected() const {
     const int32_t* count = ops_.on_host(selection_.count, selection_.n_set);
@@ -134,6 +149,7 @@ void Sparsity::count_sparse(const Step& step, uint64_t n_tokens) {
     counts.tokens_selected += n_tokens;
     counts.key_bytes += selector_->bytes_read(step) + sizeof(uint16_t) * n_tokens * step.kv.head_dim;
     counts.value_bytes += sizeof(uint16_t) * n_tokens * step.kv.head_dim;
+    if (step.kv.host_layer >= 0) counts.host_rows += n_tokens;
 }
 
 }  // namespace fasa

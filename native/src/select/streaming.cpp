@@ -11,20 +11,25 @@ constexpr int32_t least_sinks = 8;  // as the paper's comparison configures it [
 class Streaming final : public Selector {
    public:
     explicit Streaming(const SelectorSetup& setup)
-        : n_sink_(std::max(least_sinks, setup.config.n_sink)), n_set_(setup.shape.n_set(setup.config)) {}
+        : n_sink_(std::max(least_sinks, setup.config.n_sink)),
+          n_set_(setup.shape.n_set(setup.config)),
+          ops_(setup.ops),
+          scores_(setup.scratch.scores) {}
 
+    // All are forced, so that the scores do not matter.
     void select(const Step& step, Selection& out) override {
         const int32_t n_sink = std::min(n_sink_, step.budget);
         out.n_set = n_set_;
-        for (int32_t set = 0; set < n_set_; ++set) {
-            int32_t* list = out.list(set);
-            for (int32_t i = 0; i < step.budget; ++i) list[i] = i < n_sink ? i : step.n_pos - step.budget + i;
-            out.count[set] = step.budget;
-        }
+        out.capacity = step.budget;
+        ops_.topk(scores_, step.n_pos, {step.budget, n_sink, step.budget - n_sink}, out);
     }
+    bool fills_budget() const override { return true; }
+    bool replayable() const override { return true; }
 
    private:
     int32_t n_sink_, n_set_;
+    Ops& ops_;
+    const float* scores_;
 };
 
 }  // namespace

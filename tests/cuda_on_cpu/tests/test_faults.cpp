@@ -114,6 +114,16 @@ TEST(on_cpu_memory) {
     float host[4] = {};
     CHECK(cudaMemcpy(host, x.data(), 16, cudaMemcpyHostToDevice) == cudaErrorInvalidValue);
     CHECK(cudaMemcpy(host, x.data() + 992, 16, cudaMemcpyDeviceToHost) == cudaErrorInvalidValue);
+    CHECK(is_fatal([&] {
+        for (int i = 0; i < 8; ++i) {
+            y.host();  // waits
+            x.data()[0] = 1;
+        }
+    }));
+    alignas(512) uint8_t bytes[32];
+    const uint8_t* stack = bytes + 16;
+    CHECK_THROWS((launch({"vector", 1, 1}, read_vector, y.data(), static_cast<const void*>(stack))), FASA_ERROR_DEVICE,
+                 "kernel vector", "not pinned");
     void* p = nullptr;
     CHECK(cudaMalloc(&p, size_t{1} << 40) == cudaErrorMemoryAllocation && p == nullptr);
 }

@@ -114,7 +114,7 @@ class Lab {
         CHECK(std::memcmp(found.data(), right.data(), n_q * sizeof(float)) == 0);
         CHECK(layer.host_is_right(pos0, pos0 + n));
         const auto row_bytes = static_cast<uint64_t>(2 * kv.row_values());
-        CHECK(rows_->n_bytes() - before == row_bytes * n_head_kv * static_cast<uint64_t>(pos0 + n));
+        CHECK(rows_->n_bytes() - before == row_bytes * n_head_kv * static_cast<uint64_t>(pos0));
     }
 
    private:

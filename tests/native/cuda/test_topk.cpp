@@ -128,13 +128,8 @@ TEST(cuda_topk_of_short_rows) {
         fill(lab, kind, 1);
         const int before = check::failures;
         for (const int32_t n_pos : {1, 256, 3001}) {
-            for (const Budget& budget : {Budget{1, 0, 0},
-                                               {1, 4, 32},
-                                               {36, 4, 32},
-                                               {256, 4, 32},
-                                               {290, 0, 1},
-                                               {290, 300, 300},
-                                               {3001, 0, 0}}) {
+            for (const Budget& budget :
+                 {Budget{1, 0, 0}, {1, 4, 32}, {36, 4, 32}, {256, 4, 32}, {290, 0, 1}, {290, 300, 300}, {3001, 0, 0}}) {
                 lab.check(n_pos, 3001, budget, 3001);
             }
         }

@@ -7,6 +7,7 @@
 
 #include "backend/backend.h"
 #include "backend/cpu/attention.h"
+#include "backend/cpu/baselines.h"
 #include "backend/cpu/elementwise_kernels.h"
 #include "backend/cpu/linear.h"
 #include "backend/cpu/observe.h"
@@ -71,6 +72,7 @@ class CpuOps final : public Ops {
     void wait() override {}
     const float* on_host(const float* x, int64_t) override { return x; }
     const int32_t* on_host(const int32_t* x, int64_t) override { return x; }
+    void copy(float* to, const float* from, int64_t n) override { std::copy_n(from, n, to); }
 
     void prepare(const WeightView&) override {}
     void embed(float* x, const WeightView& w) override {
@@ -188,6 +190,22 @@ class CpuOps final : public Ops {
         observation_.key_similarity(similarity, kv, seq, n_pos);
     }
 
+    void clear_scores(float* scores, int n_set, int32_t first, int32_t n) override {
+        cpu::clear_scores(scores, n_set, n_ctx_, first, n);
+    }
+    void keep_listed(float* scores, int32_t n_pos, const Selection& selection) override {
+        cpu::keep_listed(scores, n_ctx_, n_pos, selection);
+    }
+    void average_pages(float* scores, int n_set, int32_t page, int32_t n_pos) override {
+        cpu::average_pages(scores, n_set, n_ctx_, page, n_pos);
+    }
+    void expand_pages(Selection& selection, int32_t page, int32_t n_pos) override {
+        cpu::expand_pages(selection, page, n_pos);
+    }
+    void bound_queries(float* bounds, int n_set, const float* q, int n_head, int head_dim) override {
+        cpu::bound_queries(bounds, n_set, q, n_head, head_dim);
+    }
+
    private:
     static constexpr int64_t parallel_values = 32768;  // below this much work waking the team costs more than it saves
 
@@ -221,6 +239,7 @@ class CpuDevice final : public Device {
                (n_threads_ == 1 ? " thread)" : " threads)");
     }
     int n_threads() const override { return n_threads_; }
+    int32_t break_even() const override { return 512; }
     Buffer buffer(size_t n_bytes, const char* what) const override { return {n_bytes, what}; }
     Buffer host_buffer(size_t n_bytes, const char* what) const override { return {n_bytes, what}; }
     void copy(void* to, const void* from, size_t n_bytes) const override {

@@ -36,10 +36,13 @@ const Kernel kernels[] = {
     on_tensor_cores<128, 1, false>, on_tensor_cores<128, 2, false>, on_tensor_cores<256, 1, false>,
 };
 const Kernel any_kernels[] = {
-    {64, false, 1, 64 * sizeof(float), decode::attend_any<1>},
-    {256, false, 1, 256 * sizeof(float), decode::attend_any<4>},
-    {max_head_dim, false, 1, max_head_dim * sizeof(float), decode::attend_any<16>},
+    {64, false, 1, 64 * sizeof(float), decode::attend_any<1, 2>},
+    {256, false, 1, 256 * sizeof(float), decode::attend_any<4, 2>},
+    {max_head_dim, false, 1, max_head_dim * sizeof(float), decode::attend_any<max_head_dim / 64, 2>},
 };
+// For rows that are no pairs.
+const Kernel odd_kernel = {max_head_dim, false, 1, max_head_dim * sizeof(float),
+                           decode::attend_any<max_head_dim / 32, 1>};
 
 int warps_that_fit(const Kernel& kernel, size_t shared_bytes) {
     const size_t room = shared_bytes > static_shared ? shared_bytes - static_shared : 0;
@@ -47,7 +50,9 @@ int warps_that_fit(const Kernel& kernel, size_t shared_bytes) {
 }
 
 // The smallest one that takes all queries of a set at once, else the largest.
-const Kernel& kernel_for(int head_dim, bool wide, int n_query, size_t shared_bytes) {
+const Kernel& kernel_for(const KvView& kv, bool wide, int n_query, size_t shared_bytes) {
+    const int head_dim = kv.head_dim;
+    if (head_dim <= max_head_dim && (head_dim % 2 != 0 || kv.n_dom % 2 != 0)) return odd_kernel;
     const Kernel* found = nullptr;
     for (const Kernel& kernel : kernels) {
         if (kernel.head_dim != head_dim || kernel.wide != wide || warps_that_fit(kernel, shared_bytes) == 0) continue;
@@ -77,6 +82,7 @@ struct AttentionDecode::Work {
     Selection selection;
     int n_set, n, n_pos_max;
     cudaStream_t stream;
+    const RowCacheView& cache;
 };
 
 AttentionDecode::Scratch AttentionDecode::Scratch::take(Arena& arena, int n_sm, int head_dim) {
@@ -93,25 +99,25 @@ AttentionDecode::AttentionDecode(const Gpu& gpu, const Scratch& scratch) : gpu_(
 }
 
 void AttentionDecode::dense(float* y, const float* q, int n_head, float scale, const KvView& kv, const Step* step,
-                            int n, int n_pos_max, cudaStream_t stream) const {
-    start({"attend_dense", y, q, n_head, scale, kv, step, {}, kv.n_head_kv, n, n_pos_max, stream});
+                            int n, int n_pos_max, cudaStream_t stream, const RowCacheView& cache) const {
+    start({"attend_dense", y, q, n_head, scale, kv, step, {}, kv.n_head_kv, n, n_pos_max, stream, cache});
 }
 
 void AttentionDecode::selected(float* y, const float* q, int n_head, float scale, const KvView& kv, const Step* step,
-                               const Selection& selection, int n_pos_max, cudaStream_t stream) const {
-    start({"attend_selected", y, q, n_head, scale, kv, step, selection, selection.n_set, 1, n_pos_max, stream});
+                               const Selection& selection, int n_pos_max, cudaStream_t stream,
+                               const RowCacheView& cache) const {
+    start({"attend_selected", y, q, n_head, scale, kv, step, selection, selection.n_set, 1, n_pos_max, stream, cache});
 }
 
 void AttentionDecode::start(const Work& w) const {
     const KvView& kv = w.kv;
-    if (w.n < 1 || w.n_set < 1 || w.n_head % w.n_set != 0 || w.n_set % kv.n_head_kv != 0 || kv.head_dim < 2 ||
-        kv.head_dim % 2 != 0 || kv.n_dom % 2 != 0) {
+    if (w.n < 1 || w.n_set < 1 || w.n_head % w.n_set != 0 || w.n_set % kv.n_head_kv != 0 || kv.head_dim < 1) {
         fail(FASA_ERROR_ARGUMENT, "%s: %d rows, %d query heads in %d sets over %d KV heads, head_dim %d (%d dominant)",
              w.name, w.n, w.n_head, w.n_set, kv.n_head_kv, kv.head_dim, kv.n_dom);
     }
     const int group = w.n_head / w.n_set, n_query = w.n * group;
     const bool wide = kv.n_dom % 8 == 0 && kv.head_dim % 8 == 0 && is_aligned(kv.dom) && is_aligned(kv.rest);
-    const Kernel& kernel = kernel_for(kv.head_dim, wide, n_query, gpu_.shared_bytes);
+    const Kernel& kernel = kernel_for(kv, wide, n_query, gpu_.shared_bytes);
 
     // As many blocks as run at once share the work. Short caches take small blocks, which fetch through more SMs.
     const int n_part = divide_up(n_query, kernel.n_query), n_unit = w.n_set * n_part,
@@ -131,7 +137,8 @@ void AttentionDecode::start(const Work& w) const {
                        .n = w.n,
                        .n_unit_queries = kernel.n_query,
                        .scale = w.scale * log2_e,
-                       .scratch = scratch_};
+                       .scratch = scratch_,
+                       .cache = w.cache};
     const size_t weights = static_cast<size_t>(n_split) * max_queries * sizeof(float);
     launch({.name = w.name,
             .grid = dim3(static_cast<unsigned>(n_split), static_cast<unsigned>(n_part), static_cast<unsigned>(w.n_set)),

@@ -7,6 +7,7 @@
 #include "backend/cuda/attention_decode.h"
 #include "backend/cuda/launch.cuh"
 #include "backend/cuda/ptx.cuh"
+#include "backend/cuda/row_cache.cuh"
 
 namespace fasa::cuda::decode {
 
@@ -28,12 +29,13 @@ struct Args {
     int n_unit_queries;  // at most this many of a set's rows x group queries are a unit
     float scale;         // of scores, and to units of log2
     AttentionDecode::Scratch scratch;
+    RowCacheView cache;
 };
 
 // Queries first .. first + n - 1 of a set (a set's queries are its rows, of each its heads) over one KV head's cache.
 struct Unit {
     int set, first, n;
-    int32_t pos0;         // of the first row
+    int32_t seq, pos0;    // of the first row
     int32_t n_pos;        // positions that some query sees
     int32_t n_pos_all;    // that all of them see
     int64_t row;          // of the KV head's position 0 in the planes
@@ -49,6 +51,7 @@ __device__ inline Unit unit_of(const Args& a) {
     u.first = blockIdx.y * a.n_unit_queries;
     u.n = min(a.n_unit_queries, a.n * a.group - u.first);
     const Step step = *a.step;
+    u.seq = step.seq;
     u.pos0 = step.pos0;
     const int head_kv = a.sets_a_head == 1 ? u.set : u.set / a.sets_a_head;
     u.row = (int64_t{step.seq} * a.kv.n_head_kv + head_kv) * a.kv.n_ctx;
@@ -72,6 +75,13 @@ __device__ inline int32_t visible(const Args& a, const Unit& u, int query) {
 __device__ inline int32_t position(const Args& a, const Unit& u, int j) {
     if (!u.list) return j;
     return j < a.selection.capacity ? u.list[j] : 0;
+}
+
+// What the cache of rows has of the unit's positions.
+__device__ inline CachedRows cached_rows(const Args& a, const Unit& u) {
+    const int head_kv = u.set / a.sets_a_head;
+    return {a.cache,       a.kv,    u.seq,  head_kv,     u.set - head_kv * a.sets_a_head,
+            a.sets_a_head, u.n_pos, u.pos0, u.first == 0};
 }
 
 // Where a query's head lies in q and y.

@@ -1,10 +1,11 @@
 // Attention of decode: few query rows over a long cache, bound by the bytes of the cache. Tensor cores for head_dim 64,
-// 80, 96, 128 and 256, any other even head_dim by plain sums.
+// 80, 96, 128 and 256, any other head_dim by plain sums.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 
+#include "backend/cuda/row_cache.h"
 #include "backend/cuda/runtime.h"
 #include "backend/views.h"
 #include "base/buffer.h"
@@ -45,13 +46,13 @@ class AttentionDecode {
     // sequence step->seq. Few rows: more than 16 queries a KV head read the cache more than once. step->pos0 + n should
     // be at most n_pos_max, which chooses the number of blocks; beyond it results hold, only slower. While the kernel
     // before still runs, this one reads *step and the cache below pos0 (`overlap` of Launch): neither may be among what
-    // that one writes.
+    // that one writes. cache: of the layer's rows, for a single row of a batch.
     void dense(float* y, const float* q, int n_head, float scale, const KvView& kv, const Step* step, int n,
-               int n_pos_max, cudaStream_t stream) const;
+               int n_pos_max, cudaStream_t stream, const RowCacheView& cache = {}) const;
     // One row over the positions of a selection in device memory, whose sets are the KV heads or the query heads.
     // n_pos_max as above, for the longest set. dom and rest of kv may lie in mapped host memory.
     void selected(float* y, const float* q, int n_head, float scale, const KvView& kv, const Step* step,
-                  const Selection& selection, int n_pos_max, cudaStream_t stream) const;
+                  const Selection& selection, int n_pos_max, cudaStream_t stream, const RowCacheView& cache = {}) const;
 
    private:
     struct Work;

@@ -6,6 +6,8 @@
 
 #include <cuda_fp16.h>
 
+#include <type_traits>
+
 #include "backend/cuda/attention_decode.cuh"
 
 namespace fasa::cuda::decode {
@@ -23,8 +25,8 @@ struct Ring {
 template <int head_dim, bool wide>
 class Feed {
    public:
-    __device__ Feed(const Args& a, const Unit& u, uint8_t* ring, int first, int stride)
-        : args_(a), unit_(u), ring_(ring), next_(first), stride_(stride) {
+    __device__ Feed(const Args& a, const Unit& u, const CachedRows& cached, uint8_t* ring, int first, int stride)
+        : args_(a), unit_(u), cached_(cached), ring_(ring), next_(first), stride_(stride) {
         const int n_dom = a.kv.n_dom, n_rest = 2 * head_dim - n_dom;
         const int lane = threadIdx.x % 32;
         in_use_ = lane < row_lanes * rows_at_once;
@@ -64,19 +66,31 @@ class Feed {
     static constexpr int row_lanes = row_words < 32 ? row_words : 32, rows_at_once = 32 / row_lanes;
     static_assert(row_words % row_lanes == 0 && n_tile % rows_at_once == 0);
 
-    // Lane i keeps the next tile's position i.
-    __device__ void look_up() { position_ = position(args_, unit_, next_ * n_tile + threadIdx.x % n_tile); }
+    // Lane i keeps the next tile's position i, and where its row lies if that is not in the cache of keys and values.
+    __device__ void look_up() {
+        const int j = next_ * n_tile + threadIdx.x % n_tile;
+        position_ = position(args_, unit_, j);
+        if (cached_.are_on()) moved_ = reinterpret_cast<uint64_t>(cached_.look_up(j, position_));
+    }
+
+    // The row of position i of the next tile, whose dim n_dom it begins with, if it lies elsewhere.
+    __device__ const uint16_t* moved(int i) const {
+        if (!cached_.are_on()) return nullptr;
+        return reinterpret_cast<const uint16_t*>(__shfl_sync(all_lanes, moved_, i));
+    }
 
     __device__ void copy_wide(uint8_t* to, int n_valid) {
 #pragma unroll
         for (int i = 0; i < n_tile; i += rows_at_once) {
             const int row = i + row_;
             const int64_t pos = __shfl_sync(all_lanes, position_, row % n_tile);
+            const uint16_t* elsewhere = moved(row % n_tile);
             if (!in_use_) continue;
 #pragma unroll
             for (int k = 0; k < row_words / row_lanes; ++k) {
-                ptx::copy_async_16(to + row * Ring<head_dim>::row_bytes + 16 * (word_ + k * row_lanes),
-                                   from_[k] + pos * step_[k], row < n_valid);
+                const int word = word_ + k * row_lanes, in_rest = 8 * word - args_.kv.n_dom;
+                const uint16_t* from = elsewhere && in_rest >= 0 ? elsewhere + in_rest : from_[k] + pos * step_[k];
+                ptx::copy_async_16(to + row * Ring<head_dim>::row_bytes + 16 * word, from, row < n_valid);
             }
         }
     }
@@ -93,7 +107,9 @@ class Feed {
 #pragma unroll
             for (int i = 0; i < n_rows; ++i) {
                 const int64_t pos = __shfl_sync(all_lanes, position_, first + i);
-                const uint32_t *in_dom = dom + pos * n_dom, *in_rest = rest + pos * n_rest - n_dom;
+                const auto* elsewhere = reinterpret_cast<const uint32_t*>(moved(first + i));
+                const uint32_t *in_dom = dom + pos * n_dom,
+                               *in_rest = (elsewhere ? elsewhere : rest + pos * n_rest) - n_dom;
 #pragma unroll
                 for (int k = 0; k < n_words; ++k) {
                     const int at = lane + 32 * k;
@@ -111,8 +127,10 @@ class Feed {
 
     const Args& args_;
     const Unit& unit_;
+    const CachedRows& cached_;
     uint8_t* ring_;
     int next_, stride_, slot_ = 0, position_ = 0;
+    uint64_t moved_ = 0;
     int row_, word_;
     bool in_use_;
     const uint16_t* from_[row_words / row_lanes];
@@ -134,8 +152,8 @@ __device__ inline void split(float2 x, uint32_t& high, uint32_t& low) {
 }
 
 // 8 queries of a unit with their unfinished softmax. A thread has query lane / 4, of it the dims and positions that
-// matrix instructions give it: 2 * (lane % 4) + {0, 1} of every 8.
-template <int head_dim>
+// matrix instructions give it: 2 * (lane % 4) + {0, 1} of every 8. value_dim: how many of the values' dims it sums up.
+template <int head_dim, int value_dim = head_dim>
 class Queries {
    public:
     // Queries first .. first + 7 of the unit; those past its end are zero.
@@ -206,7 +224,7 @@ class Queries {
         if (part == 0) state[query] = {state_.top, sum};
         float* to = values + query * stride + 2 * part;
 #pragma unroll
-        for (int i = 0; i < head_dim / 8; ++i) {
+        for (int i = 0; i < value_dim / 8; ++i) {
             *reinterpret_cast<float2*>(to + 8 * i) = {y_[i][0] + y_[i][2], y_[i][1] + y_[i][3]};
         }
     }
@@ -224,24 +242,69 @@ class Queries {
     }
 
     uint32_t q_[head_dim / 16][4];
-    float y_[head_dim / 8][4] = {};
+    float y_[value_dim / 8][4] = {};
     SoftmaxState state_ = {-INFINITY, 0};  // sum: this thread's positions
     float scale_;
     int n_visible_;
 };
 
+// A tile of rows in a ring, whose first position is the unit's number `first`, counts for n_set sets of 8 queries, with
+// the values' dims from first_dim on.
+template <int head_dim, int value_dim, int n_set>
+__device__ inline void add_tile(Queries<head_dim, value_dim> (&queries)[n_set], const uint8_t* rows, int first,
+                                bool all_visible, int first_dim = 0) {
+    // Rows that this lane names in matrix loads: of keys as they lie, of values to be transposed.
+    constexpr int row_bytes = Ring<head_dim>::row_bytes;
+    const int lane = threadIdx.x % 32;
+    const int key_at = (lane / 16 * 8 + lane % 8) * row_bytes + lane / 8 % 2 * 16;
+    const int value_at = lane % 16 * row_bytes + lane / 16 * 16 + 2 * (head_dim + first_dim);
+    float product[n_set][2][4] = {};
+#pragma unroll
+    for (int step = 0; step < head_dim / 16; ++step) {
+        uint32_t keys[4];
+        ptx::load_matrix(keys, rows + key_at + 32 * step);
+#pragma unroll
+        for (int i = 0; i < n_set; ++i) queries[i].add_scores(product[i], keys, step);
+    }
+    uint32_t weights[n_set][4];
+#pragma unroll
+    for (int i = 0; i < n_set; ++i) queries[i].soften(weights[i], product[i], first, all_visible);
+#pragma unroll
+    for (int step = 0; step < value_dim / 16; ++step) {
+        uint32_t values[4];
+        ptx::load_matrix_transposed(values, rows + value_at + 32 * step);
+#pragma unroll
+        for (int i = 0; i < n_set; ++i) queries[i].add_values(weights[i], values, step);
+    }
+}
+
+// Leaves the rows of a tile behind that were not in the cache of rows.
+template <int head_dim, bool wide>
+__device__ inline void leave_rows(const CachedRows& cached, const uint8_t* tile, int first, int n_dom) {
+    using Word = std::conditional_t<wide, uint4, uint32_t>;
+    const int lane = threadIdx.x % 32, n_words = (2 * head_dim - n_dom) * 2 / static_cast<int>(sizeof(Word));
+    const auto place = reinterpret_cast<uint64_t>(lane < n_tile ? cached.place(first + lane) : nullptr);
+    for (unsigned left = __ballot_sync(all_lanes, place != 0); left; left &= left - 1) {
+        const int row = __ffs(static_cast<int>(left)) - 1;
+        Word* to = reinterpret_cast<Word*>(__shfl_sync(all_lanes, place, row));
+        const Word* from = reinterpret_cast<const Word*>(tile + row * Ring<head_dim>::row_bytes + 2 * n_dom);
+        for (int i = lane; i < n_words; i += 32) to[i] = from[i];
+    }
+}
+
 // n_set sets of 8 queries are a unit.
 template <int head_dim, int n_set, bool wide>
 __global__ void __launch_bounds__(max_warps * 32, 1) attend(const Args a) {
-    constexpr int stages = Ring<head_dim>::n_stages, row_bytes = Ring<head_dim>::row_bytes;
+    constexpr int stages = Ring<head_dim>::n_stages;
     FASA_DYNAMIC_SHARED(shared);
     __shared__ SoftmaxState state[max_warps * max_queries];
-    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, n_warps = blockDim.x / 32;
+    const int warp = threadIdx.x / 32, n_warps = blockDim.x / 32;
     if (a.selection.positions) ptx::wait_for_previous();
     const Unit u = unit_of(a);
     const int first = blockIdx.x * n_warps + warp, stride = gridDim.x * n_warps;
     uint8_t* ring = shared + warp * Ring<head_dim>::n_bytes;
-    Feed<head_dim, wide> feed(a, u, ring, first, stride);
+    const CachedRows cached = cached_rows(a, u);
+    Feed<head_dim, wide> feed(a, u, cached, ring, first, stride);
     const int n_block = n_busy(u);
     if (static_cast<int>(blockIdx.x) >= n_block) return;
 
@@ -257,9 +320,6 @@ __global__ void __launch_bounds__(max_warps * 32, 1) attend(const Args a) {
     Queries<head_dim> queries[n_set];
 #pragma unroll
     for (int i = 0; i < n_set; ++i) queries[i].load(a, u, 8 * i);
-    // Rows that this lane names in matrix loads: of keys as they lie, of values to be transposed.
-    const int key_at = (lane / 16 * 8 + lane % 8) * row_bytes + lane / 8 % 2 * 16;
-    const int value_at = lane % 16 * row_bytes + lane / 16 * 16 + 2 * head_dim;
     int slot = 0;
     for (int tile = first; tile * n_tile < u.n_pos; tile += stride) {
         ptx::copy_async_wait<stages - 2>();
@@ -267,26 +327,8 @@ __global__ void __launch_bounds__(max_warps * 32, 1) attend(const Args a) {
         feed.copy_next();
         const uint8_t* rows = ring + slot * Ring<head_dim>::tile_bytes;
         slot = slot + 1 == stages ? 0 : slot + 1;
-
-        float product[n_set][2][4] = {};
-#pragma unroll
-        for (int step = 0; step < head_dim / 16; ++step) {
-            uint32_t keys[4];
-            ptx::load_matrix(keys, rows + key_at + 32 * step);
-#pragma unroll
-            for (int i = 0; i < n_set; ++i) queries[i].add_scores(product[i], keys, step);
-        }
-        const bool all_visible = (tile + 1) * n_tile <= u.n_pos_all;
-        uint32_t weights[n_set][4];
-#pragma unroll
-        for (int i = 0; i < n_set; ++i) queries[i].soften(weights[i], product[i], tile * n_tile, all_visible);
-#pragma unroll
-        for (int step = 0; step < head_dim / 16; ++step) {
-            uint32_t values[4];
-            ptx::load_matrix_transposed(values, rows + value_at + 32 * step);
-#pragma unroll
-            for (int i = 0; i < n_set; ++i) queries[i].add_values(weights[i], values, step);
-        }
+        if (cached.are_on()) leave_rows<head_dim, wide>(cached, rows, tile * n_tile, a.kv.n_dom);
+        add_tile(queries, rows, tile * n_tile, (tile + 1) * n_tile <= u.n_pos_all);
     }
     __syncwarp();
 

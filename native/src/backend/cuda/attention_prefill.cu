@@ -72,14 +72,16 @@ bool is_aligned(const KvView& kv, const RowTile& tile) {
 
 Kernel choose(const KvView& kv, const RowTile& tile, const PrefillTuning& tuning) {
     if (is_aligned(kv, tile) && !tuning.unaligned) return aligned_kernel(kv.head_dim, tuning.wide);
+    const Kernel plain = {attend_prefill_plain, "attention of prefill, plain", plain_warps, 32 * plain_warps, 0};
+    if (kv.head_dim % 2 != 0 || kv.n_dom % 2 != 0) return plain;  // the others read pairs
     if (kv.head_dim <= 64) return narrow_kernel<64, false>();
     if (kv.head_dim <= 128) return narrow_kernel<128, false>();
     if (kv.head_dim <= 256) return narrow_256_kernel<false>();
-    return {attend_prefill_plain, "attention of prefill, plain", plain_warps, 32 * plain_warps, 0};
+    return plain;
 }
 
 void require(int n_head, float scale, const KvView& kv, const PrefillRange& range) {
-    if (kv.head_dim < 2 || kv.head_dim > max_head_dim || kv.head_dim % 2 != 0 || kv.n_dom % 2 != 0) {
+    if (kv.head_dim < 1 || kv.head_dim > max_head_dim) {
         fail(FASA_ERROR_ARGUMENT, "attention of prefill: head_dim %d with %d dominant dims", kv.head_dim, kv.n_dom);
     }
     if (n_head % kv.n_head_kv != 0 || !(scale > 0)) {
@@ -151,7 +153,8 @@ void attend_prefill(float* y, const float* q, int n_head, float scale, const KvV
         launch(how, kernel.run, parts);
         const auto n_blocks = static_cast<unsigned>((n_places + plain_warps - 1) / plain_warps);
         launch(Launch{"merge of chunks of attention", dim3(n_blocks), dim3(32 * plain_warps), 0, stream},
-               merge_prefill_parts, merge, scratch.part_stats, scratch.part_values, n_parts);
+               kv.head_dim % 2 == 0 ? merge_prefill_parts<2> : merge_prefill_parts<1>, merge, scratch.part_stats,
+               scratch.part_values, n_parts);
     }
 }
 

@@ -52,12 +52,12 @@ struct PrefillTuning {
 };
 
 // y[i] = softmax(scale q[i] · keys) values over the positions 0 .. step->pos0 + i of sequence step->seq, per head;
-// q and y [n][n_head][head_dim], apart from each other, dims of q in the order of the cache; head_dim even and at most
-// max_head_dim, n_dom even, n_head a multiple of n_head_kv, scale > 0. n_pos_max >= step->pos0 + n bounds the launches;
-// all else is read on the device. Positions past a row's own do not reach it, whatever they hold. Up to a head_dim of
-// 256 q and the weights are rounded to half precision, which moves y by 2e-4 of the values' spread at scores of about
-// 1, by 1e-3 at scores of about 10. Scratch: of limits that cover the call. Pointers, kv's included, are the device's;
-// q, y and scratch 16-byte aligned.
+// q and y [n][n_head][head_dim], apart from each other, dims of q in the order of the cache; head_dim at most
+// max_head_dim, n_head a multiple of n_head_kv, scale > 0. n_pos_max >= step->pos0 + n bounds the launches; all else is
+// read on the device. Positions past a row's own do not reach it, whatever they hold. Where head_dim is even and at
+// most 256 and n_dom even, q and the weights are rounded to half precision, which moves y by 2e-4 of the values' spread
+// at scores of about 1, by 1e-3 at scores of about 10. Scratch: of limits that cover the call. Pointers, kv's included,
+// are the device's; q, y and scratch 16-byte aligned.
 void attend_prefill(float* y, const float* q, int n_head, float scale, const KvView& kv, const Step* step, int32_t n,
                     int32_t n_pos_max, const PrefillRange& range, const PrefillScratch& scratch,
                     const PrefillTuning& tuning, cudaStream_t stream);

@@ -36,6 +36,7 @@ class Gpu : public Device {
     std::string name() const override { return name_; }
     int n_threads() const override { return n_threads_; }
     bool has_own_memory() const override { return true; }
+    int32_t break_even() const override { return 4096; }
     uint64_t system_bytes() const override { return context_bytes_ + code_bytes; }
     size_t weight_bytes(const WeightView& w) const override {
         return static_cast<size_t>(w.n_out) * device_row_bytes(w.dtype, w.n_in);
@@ -74,6 +75,7 @@ class CudaDevice final : public Gpu {
         auto memory = std::make_shared<DeviceBuffer>(n_bytes, what, account_);
         void* data = memory->data();
         check(cudaMemset(data, 0, n_bytes), what);
+        check(cudaStreamSynchronize(nullptr), what);  // streams of ops do not wait for it
         return {data, n_bytes, [memory](void*, size_t) mutable { memory.reset(); }};
     }
 
@@ -87,6 +89,7 @@ class CudaDevice final : public Gpu {
         if (n_bytes == 0) return;
         use();
         check(cudaMemcpy(to, from, n_bytes, cudaMemcpyDefault), "copying between host and device");
+        check(cudaStreamSynchronize(nullptr), "copying between host and device");  // it may return before it is done
     }
 
     void upload(std::span<const Upload> matrices, const std::function<void(size_t)>& progress) const override {

@@ -49,8 +49,7 @@ void HostRows::send(const KvView& kv, Rows rows, cudaStream_t stream) {
     sent_.hold(in_.get());  // later tiles may have rows of earlier batches
     staged_.record(stream);
     staged_.hold(out_.get());
-    n_bytes_ +=
-        copy_rows({kv.rest_at(rows.seq, 0, rows.pos0), kv.n_ctx}, {memory_.staged, rows.n}, rows.n, kv, out_.get());
+    copy_rows({kv.rest_at(rows.seq, 0, rows.pos0), kv.n_ctx}, {memory_.staged, rows.n}, rows.n, kv, out_.get());
     sent_.record(out_.get());
 }
 

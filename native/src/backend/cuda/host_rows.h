@@ -46,7 +46,7 @@ class HostRows {
     void settle(cudaStream_t stream) const { sent_.hold(stream); }
     // Until the rows that were sent are where they belong.
     void wait() const;
-    // That crossed between host and device so far.
+    // That came to the device so far.
     uint64_t n_bytes() const { return n_bytes_; }
 
    private:

@@ -32,17 +32,17 @@ int n_multiprocessors() {
     return n;
 }
 
-// Threads that hold parts of a row: as many as it has parts, unless that leaves more than half of the block idle and
-// several passes over fewer parts do better.
+// Threads that hold parts of a row: as many as it has parts, unless several passes over fewer parts keep a good deal
+// more of the block busy.
 void choose_team(Product& product, int64_t n_in, int n_warps) {
     const int values = !is_float(product.dtype) ? 32 : product.dtype == FASA_DTYPE_F32 ? 4 : 8;
     const int64_t n_parts = ceil_div(n_in, values);
     int64_t best = 0;
-    for (int64_t n_passes = 1; 2 * best < n_warps * WARP; ++n_passes) {
+    for (int64_t n_passes = 1; 5 * best < 4 * n_warps * WARP; ++n_passes) {
         const int64_t team = ceil_div(ceil_div(n_parts, n_passes), WARP);
         if (team > n_warps) continue;
         const int64_t busy = n_warps / team * ceil_div(n_parts, n_passes);
-        if (busy > best) {
+        if (4 * busy > 5 * best) {
             best = busy;
             product.team_warps = static_cast<int>(team);
             product.n_passes = static_cast<int>(n_passes);
@@ -132,11 +132,14 @@ bool suits_few(DType type) {
     return suits;
 }
 
+#ifndef LD_RATIO
+#define LD_RATIO 5
+#endif
 // One row. Few warps with much under way each are faster where they can be, unless too many of them are left idle.
 void run_one(Job& job, int64_t n_in, bool mixed, cudaStream_t stream) {
     const int few = busy_warps(job, n_in, decode::max_warps<1, Team::few>);
     const int many = busy_warps(job, n_in, decode::max_warps<1, Team::many>);
-    if (!mixed && (!suits_few(job.product[0].dtype) || 4 * many > 5 * few)) {
+    if (!mixed && (!suits_few(job.product[0].dtype) || 4 * many > LD_RATIO * few)) {
         run<1, Team::many>(job, n_in, mixed, stream);
     } else {
         run<1, Team::few>(job, n_in, mixed, stream);

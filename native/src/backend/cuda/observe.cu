@@ -10,8 +10,7 @@
 namespace fasa::cuda {
 namespace {
 
-// ---- softmax, piece by piece: x the largest score so far, y the sum of exp(score - x)
-// --------------------------------
+// ---- softmax, piece by piece: x the largest score so far, y the sum of exp(score - x) -------------------------------
 
 __device__ float2 no_scores() { return make_float2(-INFINITY, 0.0f); }
 
@@ -37,8 +36,7 @@ __device__ float2 merged_with_lane(float2 state, int bit) {
 
 __device__ float log_sum(float2 state) { return state.x + logf(state.y); }
 
-// ---- attention_mass
-// --------------------------------------------------------------------------------------------------
+// ---- attention_mass -------------------------------------------------------------------------------------------------
 
 constexpr int n_thread = 256;
 constexpr int tile = 64;                            // queries and keys of a block at a time
@@ -207,8 +205,7 @@ void mass_of_rows(MassTask task, cudaStream_t stream) {
            mass_weights_kernel, task);
 }
 
-// ---- selected_mass
-// ---------------------------------------------------------------------------------------------------
+// ---- selected_mass --------------------------------------------------------------------------------------------------
 
 constexpr int n_list_thread = 512, n_list_warp = n_list_thread / 32;
 constexpr int n_together = 8;  // heads that are scored together, and lanes that share a key: lane i ends with head i's

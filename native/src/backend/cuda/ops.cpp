@@ -4,7 +4,9 @@
 #include <bit>
 #include <cstddef>
 #include <cstring>
+#include <utility>
 
+#include "backend/cuda/baselines.h"
 #include "backend/cuda/position.h"
 #include "backend/cuda/quantize.h"
 #include "backend/cuda/scores.h"
@@ -48,8 +50,10 @@ CudaOps::Memory CudaOps::Memory::take(Arena& arena, const OpsLimits& limits, con
     m.input = reinterpret_cast<Input*>(arena.take<uint8_t>(input_bytes(limits)));
     m.decode = DecodeScratch::take(arena, limits.n_in_max);
     m.attention = AttentionDecode::Scratch::take(arena, gpu.n_sm, limits.head_dim);
+    m.best = AttendBest::Scratch::take(arena);
     m.prefill = PrefillScratch::take(arena, limits);
     m.host_rows = HostRows::Memory::take(arena, limits);
+    m.row_cache = RowCache::take(arena, limits);
     m.linear = arena.take<uint8_t>(LinearPrefill::scratch_bytes(linear_limits(limits)));
     m.rank = RankScratch::take(arena, limits.n_head, limits.n_ctx);
     m.observe = ObserveScratch::take(arena, limits);
@@ -62,6 +66,12 @@ size_t CudaOps::device_bytes(const OpsLimits& limits, const GpuInfo& gpu) {
     return arena.used();
 }
 
+size_t CudaOps::row_cache_bytes(const OpsLimits& limits) {
+    Arena arena;
+    RowCache::take(arena, limits);
+    return arena.used();
+}
+
 // The input, and the largest of what on_host is asked for: queries, a list of positions.
 size_t CudaOps::host_bytes(const OpsLimits& limits) {
     const int64_t n_read = std::max<int64_t>(int64_t{limits.n_head} * limits.head_dim, limits.n_ctx);
@@ -69,7 +79,7 @@ size_t CudaOps::host_bytes(const OpsLimits& limits) {
 }
 
 OpsBytes CudaOps::n_bytes(const OpsLimits& limits, const GpuInfo& gpu) {
-    return {device_bytes(limits, gpu), host_bytes(limits), run_bytes(limits)};
+    return {device_bytes(limits, gpu), host_bytes(limits), run_bytes(limits), row_cache_bytes(limits)};
 }
 
 CudaOps::CudaOps(const OpsLimits& limits, const GpuInfo& gpu, std::shared_ptr<Account> account)
@@ -85,11 +95,13 @@ CudaOps::CudaOps(const OpsLimits& limits, const GpuInfo& gpu, std::shared_ptr<Ac
       input_(static_cast<Input*>(host_memory_.data())),
       read_(static_cast<uint8_t*>(host_memory_.data()) + (input_bytes(limits) + 63) / 64 * 64),
       attention_({gpu.n_sm, gpu.shared_bytes}, memory_.attention),
+      best_({gpu.n_sm, gpu.shared_bytes}, memory_.best),
       tuning_(PrefillTuning::of_device()),
       linear_(linear_limits(limits), memory_.linear) {
     if (limits.host_row_values > 0) host_rows_.emplace(memory_.host_rows);
     check(cudaMemsetAsync(device_memory_.data(), 0, device_memory_.n_bytes(), stream_.get()), "clearing the workspace");
     memory_.rank.clear(limits.n_head, stream_.get());
+    if (memory_.row_cache.rows) row_cache_.emplace(limits, memory_.row_cache, stream_.get());
     stream_.wait();
 }
 
@@ -120,6 +132,7 @@ const Graph& CudaOps::kept(uint64_t key, const std::function<void()>& body) {
         graph = Graph(stream_, [&] {
             send_input();
             body();
+            keep_rows();
         });
     } catch (...) {
         keeping_ = false;
@@ -138,12 +151,37 @@ void CudaOps::run(uint64_t key, const std::function<void()>& body) {
     n_pos_max_ = batch_.n_pos_max;
     send_input();
     body();
+    keep_rows();
+}
+
+void CudaOps::keep_rows() const {
+    if (row_cache_ && batch_.rows.n == 1) row_cache_->keep(stream_.get());
 }
 
 void CudaOps::wait() {
     use_gpu();
     stream_.wait();
     if (host_rows_) host_rows_->wait();
+}
+
+void CudaOps::forget_rows(int32_t seq, int32_t first_pos) {
+    if (!row_cache_) return;
+    use_gpu();
+    row_cache_->forget(seq, first_pos, stream_.get());
+}
+
+RowCounts CudaOps::row_counts() {
+    RowCounts counts;
+    if (row_cache_) {
+        use_gpu();
+        counts = row_cache_->counts(stream_.get());
+    }
+    counts.other_bytes = read_bytes_ + (host_rows_ ? host_rows_->n_bytes() : 0);
+    return counts;
+}
+
+RowCacheView CudaOps::row_cache(const KvView& kv) const {
+    return row_cache_ && kv.host_layer >= 0 ? row_cache_->layer(kv.host_layer) : RowCacheView{};
 }
 
 void CudaOps::see_rows(const KvView& kv) const {
@@ -162,6 +200,11 @@ const float* CudaOps::on_host(const float* x, int64_t n) {
 
 const int32_t* CudaOps::on_host(const int32_t* x, int64_t n) {
     return static_cast<const int32_t*>(read(x, sizeof(int32_t) * static_cast<size_t>(n)));
+}
+
+void CudaOps::copy(float* to, const float* from, int64_t n) {
+    const size_t n_bytes = sizeof(float) * static_cast<size_t>(n);
+    check(cudaMemcpyAsync(to, from, n_bytes, cudaMemcpyDeviceToDevice, stream_.get()), "copying on the device");
 }
 
 void CudaOps::embed(float* x, const WeightView& w) {
@@ -197,7 +240,12 @@ void CudaOps::rope_store(float* q, const float* k, const float* v, int n_head, c
 void CudaOps::attend_dense(float* y, const float* q, int n_head, float scale, const KvView& kv, Rows rows) {
     const Step* step = &memory_.input->step;
     if (rows.n <= n_decode_max) {
-        attention_.dense(y, q, n_head, scale, kv, step, rows.n, n_pos_max_, stream_.get());
+        attention_.dense(y, q, n_head, scale, kv, step, rows.n, n_pos_max_, stream_.get(),
+                         rows.n == 1 ? row_cache(kv) : RowCacheView{});
+        if (rows.n > 1 && kv.host_layer >= 0) {
+            read_bytes_ +=
+                sizeof(uint16_t) * static_cast<uint64_t>(kv.row_values() * kv.n_head_kv * (rows.pos0 + rows.n));
+        }
         return;
     }
     const auto attend = [&](const PrefillRange& range) {
@@ -213,9 +261,8 @@ void CudaOps::attend_dense(float* y, const float* q, int n_head, float scale, co
 
 void CudaOps::attend_selected(float* y, const float* q, int n_head, float scale, const KvView& kv, int32_t,
                               const Selection& selection) {
-    const int32_t longest = std::min(selection.capacity, n_pos_max_);
     attention_.selected(y, q, n_head, scale, kv, &memory_.input->step, selection,
-                        counted_ ? std::min(counted_->keep, longest) : longest, stream_.get());
+                        std::min(selection.capacity, n_pos_max_), stream_.get(), row_cache(kv));
 }
 
 Past CudaOps::past(int32_t seq, int32_t n_pos) const {
@@ -226,18 +273,27 @@ void CudaOps::token_scores(float* scores, const SetQueries& queries, const KvVie
                            bool whole_key, const Budget* next) {
     const Past p = past(seq, n_pos);
     if (whole_key) see_rows(kv);
-    counted_.reset();
+    counted_ = next != nullptr;
     CountFor count;
-    if (next) {
-        counted_ = *next;
-        count = {*next, memory_.rank};
-    }
+    if (next) count = {*next, memory_.rank};
     cuda::token_scores(scores, queries, kv, p, whole_key, next ? &count : nullptr, stream_.get());
 }
 
 void CudaOps::topk(const float* scores, int32_t n_pos, const Budget& budget, Selection& selection) {
     cuda::topk(selection, scores, limits_.n_ctx, past(batch_.rows.seq, n_pos), budget, memory_.rank,
-               counted_.has_value(), stream_.get());
+               std::exchange(counted_, false), stream_.get());
+}
+
+void CudaOps::attend_best(float* y, const float* q, int n_head, float scale, const KvView& kv, int32_t seq,
+                          int32_t n_pos, const Ranking& ranking, Selection& selection) {
+    const BestTask task = {
+        y, q, scale, n_head, ranking.queries.n_set, ranking.scores, kv, past(seq, n_pos), ranking.budget, selection};
+    const bool is_cached = row_cache_ && kv.host_layer >= 0;  // which attend_selected alone looks into
+    if (!is_cached && best_.takes(task)) {
+        token_scores(ranking.scores, ranking.queries, kv, seq, n_pos, ranking.whole_key, nullptr);
+        return best_.run(task, stream_.get());
+    }
+    Ops::attend_best(y, q, n_head, scale, kv, seq, n_pos, ranking, selection);
 }
 
 void CudaOps::attention_mass(float* mass, int n_set, const float* q, int n_head, float scale, const KvView& kv,
@@ -260,6 +316,26 @@ void CudaOps::page_bounds(uint16_t* bounds, const KvView& kv, int32_t seq, int32
 void CudaOps::key_similarity(float* similarity, const KvView& kv, int32_t seq, int32_t n_pos) {
     see_rows(kv);
     cuda::key_similarity(similarity, kv, past(seq, n_pos), memory_.observe, stream_.get());
+}
+
+void CudaOps::clear_scores(float* scores, int n_set, int32_t first, int32_t n) {
+    cuda::clear_scores(scores, n_set, limits_.n_ctx, first, n, stream_.get());
+}
+
+void CudaOps::keep_listed(float* scores, int32_t n_pos, const Selection& selection) {
+    cuda::keep_listed(scores, limits_.n_ctx, n_pos, selection, stream_.get());
+}
+
+void CudaOps::average_pages(float* scores, int n_set, int32_t page, int32_t n_pos) {
+    cuda::average_pages(scores, n_set, limits_.n_ctx, page, n_pos, stream_.get());
+}
+
+void CudaOps::expand_pages(Selection& selection, int32_t page, int32_t n_pos) {
+    cuda::expand_pages(selection, page, n_pos, stream_.get());
+}
+
+void CudaOps::bound_queries(float* bounds, int n_set, const float* q, int n_head, int head_dim) {
+    cuda::bound_queries(bounds, n_set, q, n_head, head_dim, stream_.get());
 }
 
 }  // namespace fasa::cuda

@@ -7,12 +7,14 @@
 #include <utility>
 
 #include "backend/backend.h"
+#include "backend/cuda/attend_best.h"
 #include "backend/cuda/attention_decode.h"
 #include "backend/cuda/attention_prefill.h"
 #include "backend/cuda/host_rows.h"
 #include "backend/cuda/linear_decode.h"
 #include "backend/cuda/linear_prefill.h"
 #include "backend/cuda/observe.h"
+#include "backend/cuda/row_cache.h"
 #include "backend/cuda/topk.h"
 
 namespace fasa::cuda {
@@ -36,8 +38,11 @@ class CudaOps final : public Ops {
     int32_t last_length(int32_t n_pos_max) const override;
     void forget_runs() override { runs_.clear(); }
     void wait() override;
+    void forget_rows(int32_t seq, int32_t first_pos) override;
+    RowCounts row_counts() override;
     const float* on_host(const float* x, int64_t n) override;
     const int32_t* on_host(const int32_t* x, int64_t n) override;
+    void copy(float* to, const float* from, int64_t n) override;
 
     void prepare(const WeightView& w) override { linear_.add(w, stream_.get()); }
     void embed(float* x, const WeightView& w) override;
@@ -51,6 +56,8 @@ class CudaOps final : public Ops {
     void token_scores(float* scores, const SetQueries& queries, const KvView& kv, int32_t seq, int32_t n_pos,
                       bool whole_key, const Budget* next) override;
     void topk(const float* scores, int32_t n_pos, const Budget& budget, Selection& selection) override;
+    void attend_best(float* y, const float* q, int n_head, float scale, const KvView& kv, int32_t seq, int32_t n_pos,
+                     const Ranking& ranking, Selection& selection) override;
     void attention_mass(float* mass, int n_set, const float* q, int n_head, float scale, const KvView& kv,
                         Rows rows) override;
     void selected_mass(float* mass, const float* q, int n_head, float scale, const KvView& kv, int32_t seq,
@@ -58,6 +65,11 @@ class CudaOps final : public Ops {
     void page_bounds(uint16_t* bounds, const KvView& kv, int32_t seq, int32_t page, int32_t first_page, int32_t n_pos,
                      PageBounds kind) override;
     void key_similarity(float* similarity, const KvView& kv, int32_t seq, int32_t n_pos) override;
+    void clear_scores(float* scores, int n_set, int32_t first, int32_t n) override;
+    void keep_listed(float* scores, int32_t n_pos, const Selection& selection) override;
+    void average_pages(float* scores, int n_set, int32_t page, int32_t n_pos) override;
+    void expand_pages(Selection& selection, int32_t page, int32_t n_pos) override;
+    void bound_queries(float* bounds, int n_set, const float* q, int n_head, int head_dim) override;
 
    private:
     // What a batch brings to the device, in one copy.
@@ -69,8 +81,10 @@ class CudaOps final : public Ops {
         Input* input;
         DecodeScratch decode;
         AttentionDecode::Scratch attention;
+        AttendBest::Scratch best;
         PrefillScratch prefill;
         HostRows::Memory host_rows;
+        RowCacheView row_cache;
         uint8_t* linear;
         RankScratch rank;
         ObserveScratch observe;
@@ -79,13 +93,18 @@ class CudaOps final : public Ops {
     };
     static size_t device_bytes(const OpsLimits& limits, const GpuInfo& gpu);
     static size_t host_bytes(const OpsLimits& limits);
+    static size_t row_cache_bytes(const OpsLimits& limits);  // the part of device_bytes that the cache of rows takes
     static size_t input_bytes(const OpsLimits& limits);
     static LinearPrefill::Limits linear_limits(const OpsLimits& limits);
 
     void send_input();
+    // Ends a decode step.
+    void keep_rows() const;
     const Graph& kept(uint64_t key, const std::function<void()>& body);
     // Rows of the cache in host memory are read next.
     void see_rows(const KvView& kv) const;
+    // Of a decode step's layer.
+    RowCacheView row_cache(const KvView& kv) const;
     void use_gpu() const;
     // The positions up to the row in progress while a step is kept; else those that the caller names.
     Past past(int32_t seq, int32_t n_pos) const;
@@ -101,13 +120,16 @@ class CudaOps final : public Ops {
     Input* input_;   // on the host
     uint8_t* read_;  // what on_host shows
     AttentionDecode attention_;
+    AttendBest best_;
     std::optional<HostRows> host_rows_;
+    std::optional<RowCache> row_cache_;
+    uint64_t read_bytes_ = 0;  // of rows in host memory, by attention of a few rows
     PrefillTuning tuning_;
     LinearPrefill linear_;
     Batch batch_;
     int32_t n_pos_max_ = 0;
-    bool keeping_ = false;                                // a run is being kept
-    std::optional<Budget> counted_;                       // what the scores made last were counted for
+    bool keeping_ = false;  // a run is being kept
+    bool counted_ = false;  // the scores made last were counted for the topk that comes next
     std::map<std::pair<uint64_t, int32_t>, Graph> runs_;  // by key and bound of positions
 };
 

@@ -1,0 +1,43 @@
+#!/usr/bin/env bash
+# The CUDA backend on a machine without a GPU: compiles it for one architecture if there is nvcc, then runs its kernels on
+# the CPU, in the tests of its ops and in a few of the Python tests. (With a GPU: bench/gpu.sh.)
+#
+#   tests/cuda_on_cpu/run.sh [BUILD]    (default build/cuda-on-cpu; needs cmake, ninja, python3 with pytest, cffi and gguf)
+#
+# CMAKE_ARGS are for both builds. CUDA_ARCHITECTURE (default 90) is what nvcc compiles for.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+build=$(realpath -m "${1:-build/cuda-on-cpu}")
+read -ra cmake_args <<<"${CMAKE_ARGS:-}"
+
+# Architecture 90 has all of the kernels' paths but those for older GPUs, which the CPU runs below.
+if command -v nvcc >/dev/null || [[ -x /usr/local/cuda/bin/nvcc ]]; then
+    cmake -S . -B "$build-nvcc" -G Ninja "${cmake_args[@]}" -DFASA_CUDA=ON -DFASA_TESTS=ON \
+        -DCMAKE_CUDA_ARCHITECTURES="${CUDA_ARCHITECTURE:-90}"
+    cmake --build "$build-nvcc" --target fasa fasa_cuda_tests
+else
+    echo "no nvcc: the CUDA backend is not compiled for a GPU"
+fi
+
+cmake -S . -B "$build" -G Ninja "${cmake_args[@]}" -DFASA_CUDA=OFF -DFASA_TESTS=ON
+cmake --build "$build" --target fasa_cuda_on_cpu_tests fasa_on_cpu
+
+# The processes take the tests in turn.
+program=$build/tests/cuda_on_cpu/fasa_cuda_on_cpu_tests
+mapfile -t names < <("$program" --list)
+n=$(nproc) processes=() failed=0
+for ((i = 0; i < n && i < ${#names[@]}; i++)); do
+    part=()
+    for ((j = i; j < ${#names[@]}; j += n)); do part+=("${names[j]}"); done
+    "$program" "${part[@]}" &
+    processes+=($!)
+done
+for process in "${processes[@]}"; do wait "$process" || failed=1; done
+((failed == 0)) || exit 1
+
+export FASA_LIBRARY=$build/tests/cuda_on_cpu/libfasa_on_cpu.so PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
+python3 -m pytest -c pyproject.toml -p no:cacheprovider -q -m gpu tests/python -k "$(tr '\n' ' ' <<'END'
+(test_logits_match_the_reference and (llama-Q4_K-plain or odd-head or heads-of-80 or mixed-types))
+or (test_every_method_engages and qwen2 and (fasa or oracle))
+END
+)"

@@ -1,0 +1,89 @@
+"""A GPU beside the CPU: the same positions selected, the same chunks found.
+
+Each device has keys and queries of its own, a rounding apart. Selection from the same ones is compared by the native
+tests (tests/native/select_lab.h).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from devices import ON_GPU
+from engine import Engine, Table
+from tiny_models import TinyModel, write
+
+from fasa_py._native import lib, text
+from fasa_py.calibration import calibrate
+
+N_PROMPT, N_STEPS = 150, 12
+TOKENS = [(7 * i * i + 3 * i) % 131 for i in range(N_PROMPT + N_STEPS)]
+METHODS: dict[str, dict[str, Any]] = {
+    **{name: {"method": name} for name in text(lib.fasa_supported_methods()).split(", ")},
+    "fasa by ca, per head": {"method": "fasa", "criterion": lib.FASA_CRITERION_CA, "chunks_per_head": True,
+                             "tokens_per_head": True},
+    "fasa by pages": {"method": "fasa", "page": 8},
+    "fasa with a pyramid": {"method": "fasa", "pyramid": True},
+    "fasa of a share": {"method": "fasa", "n_fac_fraction": 0.3},
+    "quest by pages of 8": {"method": "quest", "page": 8},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write(tmp_path_factory.mktemp("models") / "tiny.gguf", TinyModel("qwen2", n_layer=3, n_head=6, n_head_kv=2))
+
+
+def decoded(path: Path, device: str, method: dict[str, Any]) -> tuple[np.ndarray, list[list[np.ndarray]]]:
+    """Logits (N_STEPS, n_vocab) of the last tokens, and for every step and layer the lists of positions."""
+    given = {
+        "n_tip": 3,
+        "n_fac": 40,
+        "dense_below": 0,
+        "n_sink": 3,
+        "n_recent": 6,
+        "observe_window": 16,
+        "refresh_every": 5,
+        **method,
+    }
+    table = Table.random(3, 6, 2, 10)
+    with Engine(path, n_ctx=256, n_threads=2, table=table, method=given, device=device) as engine:
+        engine.decode(TOKENS[:N_PROMPT])
+        engine.tap(N_STEPS)
+        logits = np.stack([engine.decode([token]) for token in TOKENS[N_PROMPT:]])
+        return logits, [engine.tapped(step, layer)[1] for step in range(N_STEPS) for layer in range(3)]
+
+
+@pytest.mark.parametrize("device", [ON_GPU])
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_selects_alike(name: str, device: str, model: Path) -> None:
+    expected, lists = decoded(model, "cpu", METHODS[name])
+    found, found_lists = decoded(model, device, METHODS[name])
+    n, n_same, same_steps = 0, 0, set(range(N_STEPS))
+    for i, (layer, found_layer) in enumerate(zip(lists, found_lists, strict=True)):
+        assert len(layer) == len(found_layer)
+        for positions, found_positions in zip(layer, found_layer, strict=True):
+            assert len(positions) == len(found_positions)
+            n += len(positions)
+            n_same += len(np.intersect1d(positions, found_positions))
+            if not np.array_equal(positions, found_positions):
+                same_steps.discard(i // 3)
+    assert (n == 0) == (name == "full")
+    assert n_same >= 0.995 * n and len(same_steps) >= 3
+    deviation = np.sqrt(np.mean((found - expected) ** 2, axis=1) / np.mean(expected**2, axis=1))
+    assert max(deviation[step] for step in same_steps) < 1e-2
+
+
+@pytest.mark.parametrize("device", [ON_GPU])
+def test_calibration_finds_the_same_chunks(device: str, tmp_path: Path) -> None:
+    path = write(tmp_path / "tiny.gguf", TinyModel(n_vocab=270, vocabulary=True, n_ctx=512, seed=8))
+    settings: dict[str, Any] = {"k": 16, "n_fac": 16, "n_sink": 1, "n_recent": 3, "n_steps": 4}
+    words = "".join(chr(97 + i * i % 26) for i in range(400))
+    tables = [calibrate(path, text=words, device=name, **settings) for name in ("cpu", device)]
+    assert tables[0].n_steps == tables[1].n_steps == 4
+    np.testing.assert_allclose(tables[1].ca, tables[0].ca, atol=2.01 / (16 * 4))  # two positions in one step
+    for name in ("order", "order_head"):
+        # Two chunks may hold nearly the same mass.
+        assert np.mean(getattr(tables[0], name) == getattr(tables[1], name)) >= 0.9
