@@ -1,4 +1,5 @@
 // Speed of attention, dense and sparse: a part of bench/gpu_ops.cu.
+#include "backend/cuda/attend_best.h"
 #include "backend/cuda/attention_decode.h"
 #include "backend/cuda/attention_prefill.h"
 #include "backend/cuda/scores.h"
@@ -64,6 +65,12 @@ class Chooser {
         cuda::topk(to, scores_.data(), n_ctx_, past(), budget_, scratch_, counted, stream_);
     }
     Selection selection() const { return {positions_.data(), count_.data(), n_set_, budget_.keep}; }
+    // What follows the scores in a sparse layer, as one kernel.
+    cuda::BestTask best(int layer) const {
+        return {cache_.y(),     cache_.q(),          cache_.scale(), queries_.n_head, n_set_,
+                scores_.data(), cache_.layer(layer), past(),         budget_,         selection()};
+    }
+    void attend_best(const cuda::AttendBest& op, int layer) const { op.run(best(layer), stream_); }
     const float* scores() const { return scores_.data(); }
     int64_t n_scores() const { return int64_t{n_set_} * n_ctx_; }
 
@@ -106,6 +113,27 @@ class Selections {
     Array<int32_t> positions_, count_;
 };
 
+// The same in two kernels, by clusters of several sizes. Says how many selections the bins of scores did not suit.
+void measure_attend_best(Lab& lab, const Chooser& chooser, const ColdCache& cache, const std::string& at,
+                         const Cost& cost) {
+    for (int n_sm = lab.gpu.n_sm; n_sm >= lab.gpu.n_sm / 4; n_sm /= 2) {
+        const Array<unsigned> n_slow(std::vector<unsigned>{0});
+        const cuda::AttendBest op({n_sm, lab.gpu.shared_bytes}, {n_slow.data()});
+        if (!op.takes(chooser.best(0))) {
+            std::printf("sparse layer %s: this GPU has no clusters\n", at.c_str());
+            return;
+        }
+        lab.bench.measure("sparse layer", at + ", two kernels on " + std::to_string(n_sm) + " multiprocessors", cost,
+                          cache.n_layers(), cache.y(), cache.row_values(), [&](int i) {
+                              chooser.score(i, false);
+                              chooser.attend_best(op, i);
+                          });
+        unsigned slow = 0;
+        cuda::check(cudaMemcpy(&slow, n_slow.data(), sizeof(slow), cudaMemcpyDeviceToHost), "reading a count");
+        if (slow > 0) std::printf("    %u selections took the slow way\n", slow);
+    }
+}
+
 }  // namespace
 
 void measure_attention(Lab& lab) {
@@ -132,6 +160,20 @@ void measure_sparse(Lab& lab) {
     const AttentionMemory attention(lab);
     const Budget budget{std::min(256, s.contexts.front() / 2), 4, 32};
     for (const int32_t n_ctx : s.contexts) {
+        for (const auto& [type, name] : {std::pair{DomType::int8, "int8"}, {DomType::q4, "q4"}}) {
+            const ColdCache cache(lab, n_ctx, 1, s.n_dom, type);
+            const Chooser chooser(lab, cache, n_ctx, budget);
+            const double scores = 4.0 * static_cast<double>(chooser.n_scores());
+            const double dom = static_cast<double>(cache.dom_bytes());
+            const std::string at = number(n_ctx) + " positions, " + name;
+            lab.bench.measure("token_scores", at, {dom + scores, 0}, cache.n_layers(), chooser.scores(),
+                              chooser.n_scores(), [&](int i) { chooser.score(i, false); });
+            lab.bench.measure("scores, topk", at, {dom + scores, 0}, cache.n_layers(), chooser.scores(),
+                              chooser.n_scores(), [&](int i) {
+                                  chooser.score(i, true);
+                                  chooser.choose(true);
+                              });
+        }
         const ColdCache cache(lab, n_ctx, 1, s.n_dom);
         const Chooser chooser(lab, cache, n_ctx, budget);
         const auto attend = [&](int layer, const Selection& selection) {
@@ -154,12 +196,13 @@ void measure_sparse(Lab& lab) {
         const std::string lists = std::to_string(s.n_head_kv) + " x " + std::to_string(budget.keep);
         lab.bench.measure("attend_selected", lists + " of " + at, {kept, 0}, s.n_calls_max, cache.y(),
                           cache.row_values(), [&](int i) { attend(i % n, selections.at(i)); });
-        lab.bench.measure("sparse layer", at + ": scores, topk, attention", {dom + kept, 0}, n, cache.y(),
-                          cache.row_values(), [&](int i) {
+        lab.bench.measure("sparse layer", at + ", in three kernels", {dom + kept, 0}, n, cache.y(), cache.row_values(),
+                          [&](int i) {
                               chooser.score(i, true);
                               chooser.choose(true);
                               attend(i, chooser.selection());
                           });
+        measure_attend_best(lab, chooser, cache, at, {dom + kept, 0});
     }
 }
 

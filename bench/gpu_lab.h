@@ -121,25 +121,38 @@ class ColdMatrices {
 // rows, and the step: the last row is the last position.
 class ColdCache {
    public:
-    ColdCache(Lab& lab, int32_t n_ctx, int n_rows, int n_dom)
+    ColdCache(Lab& lab, int32_t n_ctx, int n_rows, int n_dom, DomType type = DomType::f16)
         : s_(lab.s),
           n_ctx_(n_ctx),
           n_dom_(n_dom),
-          n_layers_(static_cast<int>(
-              std::min(lab.s.pool_bytes / lab.s.kv_bytes(n_ctx), static_cast<size_t>(lab.s.n_calls_max)))),
+          type_(type),
+          layer_bytes_(lab.s.kv_bytes(n_ctx) + (type == DomType::f16 ? 0 : dom_bytes())),
+          n_layers_(
+              static_cast<int>(std::min(lab.s.pool_bytes / layer_bytes_, static_cast<size_t>(lab.s.n_calls_max)))),
           base_(lab.pool.data()),
           q_(test::random_floats(int64_t{n_rows} * s_.n_head * s_.head_dim, 9)),
           y_(static_cast<size_t>(n_rows) * s_.n_head * s_.head_dim),
           step_(std::vector<cuda::Step>{{0, n_ctx - n_rows}}) {
-        fill_with_halves(lab, static_cast<size_t>(n_layers_) * s_.kv_bytes(n_ctx));
+        fill_with_halves(lab, static_cast<size_t>(n_layers_) * layer_bytes_);
     }
     KvView layer(int i) const {
         KvView view;
-        uint8_t* const at = base_ + static_cast<size_t>(i) * s_.kv_bytes(n_ctx_);
-        view.dom = n_dom_ > 0 ? reinterpret_cast<uint16_t*>(at) : nullptr;
-        view.rest = reinterpret_cast<uint16_t*>(at) + size_t{1} * s_.n_head_kv * n_ctx_ * n_dom_;
-        view.n_ctx = n_ctx_, view.n_head_kv = s_.n_head_kv, view.head_dim = s_.head_dim, view.n_dom = n_dom_;
+        uint8_t* const at = base_ + static_cast<size_t>(i) * layer_bytes_;
+        view.rest = reinterpret_cast<uint16_t*>(at + dom_bytes());
+        view.n_ctx = n_ctx_, view.n_head_kv = s_.n_head_kv, view.head_dim = s_.head_dim;
+        if (type_ != DomType::f16) {
+            const size_t n_code = n_rows_all() * static_cast<size_t>(code_bytes(type_, n_dom_));
+            view.codes = {type_, n_dom_, at, reinterpret_cast<uint16_t*>(at + n_code)};
+        } else {
+            view.dom = n_dom_ > 0 ? reinterpret_cast<uint16_t*>(at) : nullptr;
+            view.n_dom = n_dom_;
+        }
         return view;
+    }
+    // Of the dominant plane of a layer, scales included.
+    size_t dom_bytes() const {
+        const size_t n = static_cast<size_t>(n_dom_);
+        return n_rows_all() * (type_ == DomType::f16 ? 2 * n : static_cast<size_t>(code_bytes(type_, n_dom_)) + 2);
     }
     int n_layers() const { return n_layers_; }
     int64_t row_values() const { return int64_t{s_.n_head} * s_.head_dim; }
@@ -149,9 +162,14 @@ class ColdCache {
     const cuda::Step* step() const { return step_.data(); }
 
    private:
+    size_t n_rows_all() const { return size_t{1} * s_.n_head_kv * n_ctx_; }
+
     const Sizes& s_;
     int32_t n_ctx_;
-    int n_dom_, n_layers_;
+    int n_dom_;
+    DomType type_;
+    size_t layer_bytes_;
+    int n_layers_;
     uint8_t* base_;
     Array<float> q_, y_;
     Array<cuda::Step> step_;

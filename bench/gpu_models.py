@@ -40,12 +40,16 @@ from sparse_decode import made_up_table
 MODELS = [f"{shape}:{mix}" for shape in ("llama-3.1-8b", "qwen2.5-7b") for mix in MIXES]
 DEPTHS = [0, 4096, 16384, 32768, 65536, 131072]
 PREFILLS = [512, 4096, 32768]
-# Method, placement of the KV cache, rows of it in the device's cache.
-METHODS: dict[str, tuple[str, str, int | None]] = {
-    "dense": ("full", "device", 0),
-    "fasa": ("fasa", "device", 0),
-    "fasa-m": ("fasa", "split", 0),
-    "fasa-m-cache": ("fasa", "split", None),
+# Method, how its dominant keys are stored, placement of the KV cache, rows of it in the device's cache.
+METHODS: dict[str, tuple[str, str, str, int | None]] = {
+    "dense": ("full", "f16", "device", 0),
+    "fasa": ("fasa", "f16", "device", 0),
+    "fasa-int8": ("fasa", "int8", "device", 0),
+    "fasa-q4": ("fasa", "q4", "device", 0),
+    "fasa-m": ("fasa", "f16", "split", 0),
+    "fasa-m-int8": ("fasa", "int8", "split", 0),
+    "fasa-m-q4": ("fasa", "q4", "split", 0),
+    "fasa-m-cache": ("fasa", "f16", "split", None),
 }
 WARM_UP = 4  # steps, the first of which records the graph of its length
 
@@ -130,10 +134,11 @@ def write_random_state(context: Any, path: Path, n: int) -> None:
     context.decode(0, tokens(0, 2))
     context.save(0, path)
     context.truncate(0, 0)
-    head = bytearray(path.read_bytes()[:48])
+    saved = path.read_bytes()
+    head = bytearray(saved[:48])
     head[12:16] = struct.pack("<I", n)
-    n_layer, n_head_kv, head_dim = struct.unpack_from("<3I", head, 24)
-    left = 4 * n_layer * n_head_kv * head_dim * n
+    head_dim = struct.unpack_from("<3I", head, 24)[2]
+    left = ((len(saved) - 48 - 8) // 2 - 4) * n  # without the tokens and the checksum
     rng = np.random.default_rng(0)
     bits = rng.integers(0, 1 << 16, min(4 * head_dim * n, left) // 2 + 12345, np.uint16)
     pool = ((bits & 0x83FF) | (14 - (bits >> 10 & 3)) << 10).astype(np.uint16).view(np.uint8)
@@ -189,17 +194,22 @@ class Measurement:
 
         a = self.arguments
         n_ctx = max([*a.depths, *a.prefills]) + max(a.steps, WARM_UP)
-        method, kv, rows = METHODS[name]
+        method, k_dom, kv, rows = METHODS[name]
         needs_table = method == "fasa" and not self.model.has_table
         table = made_up_table(self.model) if needs_table else None
         self.memory.peak = 0
         with self.memory.watched():
             start = time.perf_counter()
-            settings = Method(method, dense_layers=a.dense_layers)
-            context = Context(
-                self.model,
-                ContextSettings(n_ctx, n_batch=a.n_batch, method=settings, table=table, kv=kv, kv_cache_rows=rows),
+            settings = ContextSettings(
+                n_ctx,
+                n_batch=a.n_batch,
+                method=Method(method, dense_layers=a.dense_layers),
+                table=table,
+                k_dom=k_dom,
+                kv=kv,
+                kv_cache_rows=rows,
             )
+            context = Context(self.model, settings)
         plan = context.plan
         self.emit(
             "plan", method=name, n_ctx=n_ctx, fill=fill, weights_bytes=plan.weights_device_bytes,
@@ -399,7 +409,7 @@ def main() -> int:
     parser.add_argument("--keep", action="store_true", help="the models")
     parser.add_argument("--depths", type=int, nargs="+", default=DEPTHS)
     parser.add_argument("--prefills", type=int, nargs="+", default=PREFILLS)
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=["dense", "fasa"])
     parser.add_argument("--fill", choices=["auto", "prefill", "state"], default="auto")
     parser.add_argument("--n-batch", type=int, default=2048)
     parser.add_argument("--dense-layers", type=int, default=0, help="of fasa and fasa-m")

@@ -26,12 +26,20 @@ Block block;
 
 namespace {
 
-constexpr size_t MAX_THREADS = 1024, MAX_SHARED = 227 << 10, GUARD = 64 << 10;
+constexpr size_t MAX_THREADS = 1024, MAX_SHARED = 227 << 10, GUARD = 64 << 10, ROOM = 256 << 10;
+constexpr unsigned MAX_CLUSTER = 16;
 
 const Kernel* kernel = nullptr;
 std::vector<std::unique_ptr<Thread>> threads;  // made when a block first needs them, then kept
-size_t n_threads = 0, n_at_barrier = 0;
-uint8_t* shared_end = nullptr;  // of dynamic shared memory: nobody may touch what follows
+size_t n_threads = 0;                          // of a block; those of the cluster's blocks follow one another
+size_t n_at_barrier[MAX_CLUSTER];              // by block
+uint3 index_of_block[MAX_CLUSTER];
+unsigned cluster_phase = 0;  // of the cluster's barrier
+size_t n_arrived = 0;
+uint8_t* shared_end[MAX_CLUSTER];  // of the blocks' dynamic shared memory: nobody may touch what follows
+
+// The threads of the running block.
+std::unique_ptr<Thread>* own_threads() { return threads.data() + running->rank * n_threads; }
 std::string fault_text;
 
 std::string format_text(const char* format, va_list args) {
@@ -76,7 +84,7 @@ void permute(std::vector<size_t>& order) {
 [[noreturn]] void report_deadlock() {
     std::string text = place() + ": deadlock";
     std::vector<std::string> seen;
-    for (size_t i = 0; i < n_threads; ++i) {
+    for (size_t i = 0; i < n_threads * kernel->cluster; ++i) {
         const Thread& t = *threads[i];
         const std::string key = t.state == Thread::State::ended
                                     ? "ended"
@@ -91,35 +99,50 @@ void permute(std::vector<size_t>& order) {
 void start_threads() {
     const dim3 dim = block.dim;
     n_threads = size_t{dim.x} * dim.y * dim.z;
-    n_at_barrier = 0;
-    while (threads.size() < n_threads) threads.push_back(std::make_unique<Thread>());
-    for (size_t i = 0; i < n_threads; ++i) {
+    const size_t n_all = n_threads * kernel->cluster;
+    std::fill_n(n_at_barrier, kernel->cluster, size_t{0});
+    cluster_phase = 0;
+    n_arrived = 0;
+    while (threads.size() < n_all) threads.push_back(std::make_unique<Thread>());
+    for (size_t i = 0; i < n_all; ++i) {
         Thread& t = *threads[i];
-        const unsigned number = static_cast<unsigned>(i);
+        const unsigned number = static_cast<unsigned>(i % n_threads);
         t.index = {number % dim.x, number / dim.x % dim.y, number / dim.x / dim.y};
-        t.number = static_cast<int>(i);
+        t.number = static_cast<int>(number);
+        t.rank = static_cast<unsigned>(i / n_threads);
+        t.phase = ~1u;
         t.state = Thread::State::ready;
         t.copies.assign(1, {});
         t.fiber.start(body_of_thread, nullptr);
     }
 }
 
-void run_block() {
+uint8_t* shared_of(unsigned rank) { return shared_end[rank] - (kernel->shared_bytes + 127) / 128 * 128; }
+
+void poison_shared(unsigned rank) {
+    std::memset(shared_of(rank), 0xff, static_cast<size_t>(shared_end[rank] - shared_of(rank)));
+}
+
+void run_cluster() {
     start_threads();
-    std::memset(dynamic_shared(), 0xff, static_cast<size_t>(shared_end - dynamic_shared()));
-    std::vector<size_t> order(n_threads);
+    for (unsigned rank = 0; rank < kernel->cluster; ++rank) poison_shared(rank);
+    std::vector<size_t> order(n_threads * kernel->cluster), n_of_block(kernel->cluster, n_threads);
     permute(order);
-    for (size_t n_left = n_threads; n_left > 0;) {
+    for (size_t n_left = order.size(); n_left > 0;) {
         bool progress = false;
         for (const size_t i : order) {
             Thread& t = *threads[i];
             if (t.state != Thread::State::ready) continue;
             progress = true;
             running = &t;
+            block.index = index_of_block[t.rank];
             t.fiber.resume();
             running = nullptr;
             if (!fault_text.empty()) throw Fault(std::exchange(fault_text, {}));
-            n_left -= t.state == Thread::State::ended;
+            if (t.state != Thread::State::ended) continue;
+            --n_left;
+            // A block that has ended has no shared memory any more that others could read.
+            if (--n_of_block[t.rank] == 0) poison_shared(t.rank);
         }
         if (!progress) report_deadlock();
     }
@@ -187,12 +210,14 @@ void on_signal(int number, siginfo_t* info, void* context) {
 }
 
 void prepare() {
-    if (shared_end) return;
-    void* p = mmap(nullptr, 2 * GUARD + (256 << 10), PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (p == MAP_FAILED || mprotect(static_cast<uint8_t*>(p) + GUARD, 256 << 10, PROT_READ | PROT_WRITE) != 0) {
-        throw Fault("no memory for the emulation");
+    if (shared_end[0]) return;
+    for (uint8_t*& end : shared_end) {
+        void* p = mmap(nullptr, 2 * GUARD + ROOM, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        if (p == MAP_FAILED || mprotect(static_cast<uint8_t*>(p) + GUARD, ROOM, PROT_READ | PROT_WRITE) != 0) {
+            throw Fault("no memory for the emulation");
+        }
+        end = static_cast<uint8_t*>(p) + GUARD + ROOM;
     }
-    shared_end = static_cast<uint8_t*>(p) + GUARD + (256 << 10);
     static char signal_stack[64 << 10];
     stack_t stack = {};
     stack.ss_size = sizeof(signal_stack);
@@ -210,10 +235,13 @@ bool has_valid_shape(const Kernel& k) {
     const dim3 g = k.grid, b = k.block;
     const size_t n = size_t{b.x} * b.y * b.z;
     return n > 0 && n <= MAX_THREADS && b.z <= 64 && g.x > 0 && g.y > 0 && g.z > 0 && g.x <= 0x7fffffff &&
-           g.y <= 65535 && g.z <= 65535 && k.shared_bytes <= MAX_SHARED;
+           g.y <= 65535 && g.z <= 65535 && k.shared_bytes <= MAX_SHARED && k.cluster >= 1 && k.cluster <= MAX_CLUSTER &&
+           g.x % k.cluster == 0;
 }
 
 void run(const Kernel& k) {
+    const char* faulty = std::getenv("FASA_ON_CPU_FAULT");
+    if (faulty && k.name == faulty) throw Fault("kernel " + k.name + ": a fault was asked for");
     prepare();
     kernel = &k;
     running = nullptr;
@@ -221,12 +249,15 @@ void run(const Kernel& k) {
     block.grid_dim = k.grid;
     block.waited_for_previous = false;
     poison_static_shared();
-    std::vector<size_t> order(size_t{k.grid.x} * k.grid.y * k.grid.z);
+    std::vector<size_t> order(size_t{k.grid.x} * k.grid.y * k.grid.z / k.cluster);
     permute(order);
     for (const size_t i : order) {
-        const unsigned number = static_cast<unsigned>(i);
-        block.index = {number % k.grid.x, number / k.grid.x % k.grid.y, number / k.grid.x / k.grid.y};
-        run_block();
+        for (unsigned rank = 0; rank < k.cluster; ++rank) {
+            const unsigned number = static_cast<unsigned>(i) * k.cluster + rank;
+            index_of_block[rank] = {number % k.grid.x, number / k.grid.x % k.grid.y, number / k.grid.x / k.grid.y};
+        }
+        block.index = index_of_block[0];
+        run_cluster();
     }
     // Else it could end before the one before it, and the one after it would then start too early.
     if (k.overlap && !block.waited_for_previous) throw Fault("kernel " + k.name + " overlaps, but never waits");
@@ -245,25 +276,50 @@ int barrier(Site site, int vote) {
     me.state = Thread::State::at_barrier;
     me.site = site;
     me.vote = vote;
-    if (++n_at_barrier < n_threads) {
+    if (++n_at_barrier[me.rank] < n_threads) {
         Fiber::pause();
         return me.vote;
     }
-    n_at_barrier = 0;
+    n_at_barrier[me.rank] = 0;
     int sum = 0;
+    std::unique_ptr<Thread>* const all = own_threads();
     for (size_t i = 0; i < n_threads; ++i) {
-        const Site& other = threads[i]->site;
+        const Site& other = all[i]->site;
         if (other.line != site.line || std::strcmp(other.what, site.what) != 0) {
             fault("%s in line %d is not %s in line %d, where thread %zu waits", site.what, site.line, other.what,
                   other.line, i);
         }
-        sum += threads[i]->vote;
+        sum += all[i]->vote;
     }
     for (size_t i = 0; i < n_threads; ++i) {
-        threads[i]->vote = sum;
-        threads[i]->state = Thread::State::ready;
+        all[i]->vote = sum;
+        all[i]->state = Thread::State::ready;
     }
     return sum;
+}
+
+void cluster_arrive(Site site) {
+    Thread& me = *running;
+    me.site = site;
+    if (me.phase == cluster_phase) fault("%s in line %d: it arrives twice without waiting", site.what, site.line);
+    me.phase = cluster_phase;
+    if (++n_arrived < n_threads * kernel->cluster) return;
+    n_arrived = 0;
+    ++cluster_phase;
+    for (size_t i = 0; i < n_threads * kernel->cluster; ++i) {
+        if (threads[i]->state == Thread::State::at_cluster) threads[i]->state = Thread::State::ready;
+    }
+}
+
+void cluster_wait(Site site) {
+    Thread& me = *running;
+    me.site = site;
+    if (me.phase != cluster_phase && me.phase + 1 != cluster_phase) {
+        fault("%s in line %d: it waits without having arrived", site.what, site.line);
+    }
+    if (me.phase != cluster_phase) return;
+    me.state = Thread::State::at_cluster;
+    Fiber::pause();
 }
 
 void meet(Site site, unsigned mask, void* slot, Exchange exchange) {
@@ -280,7 +336,7 @@ void meet(Site site, unsigned mask, void* slot, Exchange exchange) {
     bool all_here = true;
     for (size_t lane = 0; lane < n_lanes; ++lane) {
         if (!(mask >> lane & 1)) continue;
-        const Thread& t = *threads[first + lane];
+        const Thread& t = *own_threads()[first + lane];
         if (t.state != Thread::State::at_meeting) {
             all_here = false;
         } else if (t.exchange != exchange || t.mask != mask || std::strcmp(t.site.what, site.what) != 0) {
@@ -292,10 +348,19 @@ void meet(Site site, unsigned mask, void* slot, Exchange exchange) {
     if (!all_here) return Fiber::pause();
     exchange(slots);
     for (size_t lane = 0; lane < n_lanes; ++lane) {
-        if (slots[lane]) threads[first + lane]->state = Thread::State::ready;
+        if (slots[lane]) own_threads()[first + lane]->state = Thread::State::ready;
     }
 }
 
-uint8_t* dynamic_shared() { return shared_end - (kernel->shared_bytes + 127) / 128 * 128; }
+uint8_t* dynamic_shared() { return shared_of(running->rank); }
+
+void* in_shared_of(const void* shared, unsigned rank) {
+    const ptrdiff_t offset = static_cast<const uint8_t*>(shared) - dynamic_shared();
+    if (offset < 0 || offset >= shared_end[running->rank] - dynamic_shared()) {
+        fault("an address of another block must come from dynamic shared memory");
+    }
+    if (rank >= kernel->cluster) fault("block %u of a cluster of %u", rank, kernel->cluster);
+    return shared_of(rank) + offset;
+}
 
 }  // namespace on_cpu

@@ -24,6 +24,7 @@ struct Kernel {
     dim3 grid, block;
     size_t shared_bytes = 0;
     bool overlap = false;
+    unsigned cluster = 1;        // blocks, neighbours in x
     std::function<void()> body;  // of one thread
     bool takes_host_address = false;
 };
@@ -31,7 +32,7 @@ struct Kernel {
 // Whether any GPU has such a grid, such blocks and so much shared memory.
 bool has_valid_shape(const Kernel& kernel);
 
-// Runs all blocks, one after the other. Throws Fault.
+// Runs all clusters of blocks, one after the other. Throws Fault.
 void run(const Kernel& kernel);
 
 // Where in the source a thread waits, and for what.
@@ -46,11 +47,13 @@ using Slots = void* [WARP];
 using Exchange = void (*)(Slots& slots);
 
 struct Thread {
-    enum class State { ready, at_barrier, at_meeting, ended };
+    enum class State { ready, at_barrier, at_meeting, at_cluster, ended };
 
     Fiber fiber;
     uint3 index = {};
-    int number = 0;  // in the block
+    int number = 0;      // in the block
+    unsigned rank = 0;   // of the block in its cluster
+    unsigned phase = 0;  // of the cluster's barrier, at which it arrived last
     State state = State::ready;
     Site site;
     int vote = 0;  // before a barrier its own, after it the sum
@@ -81,6 +84,12 @@ int barrier(Site site, int vote);
 // Waits for the lanes of the mask. The last one calls exchange on what all have brought, which may change it.
 void meet(Site site, unsigned mask, void* slot, Exchange exchange);
 
+// Arrives at the barrier of the cluster, and waits for what all threads of its blocks arrived at.
+void cluster_arrive(Site site);
+void cluster_wait(Site site);
+
 uint8_t* dynamic_shared();
+// The same place in the dynamic shared memory of another block of the cluster. Static shared memory is one for all.
+void* in_shared_of(const void* shared, unsigned rank);
 
 }  // namespace on_cpu

@@ -87,6 +87,7 @@ class Lab {
         SelectScratch::take(measure, s.select());
         memory = device->buffer(measure.used(), "test");
         device_q = device->buffer(sizeof(float) * s.n_ctx * s.n_head * s.head_dim(), "test");
+        device_y = device->buffer(sizeof(float) * s.n_head * s.head_dim(), "test");
         Arena arena(memory.data());
         scratch = SelectScratch::take(arena, s.select());
         keys.resize(static_cast<size_t>(s.n_layer * s.n_seq * s.n_head_kv) * s.n_ctx * s.head_dim());
@@ -134,12 +135,13 @@ class Lab {
         for (int32_t layer = 0; layer < s.n_layer; ++layer) {
             append_layer(layer, seq, pos, 1);
             const bool sparse = may_be_sparse && layer >= config.dense_layers;
-            const Selection* chosen = sparse ? &scratch.selection : nullptr;  // unless select is called and says so
+            const Selection* chosen = sparse ? &scratch.selection : nullptr;  // unless attend is called and says so
             const int32_t token = 0;
             ops->begin({{seq, pos, 1}, &token, pos + 1, {}});
             ops->run(replayable ? 2 * static_cast<uint64_t>(layer) + sparse + 1 : 0, [&] {
                 const auto* q = static_cast<const float*>(device_q.data());
-                chosen = sparsity->select(layer, {seq, pos, 1}, q, scale, kv.layer(layer));
+                auto* y = static_cast<float*>(device_y.data());
+                chosen = sparsity->attend(y, layer, {seq, pos, 1}, q, scale, kv.layer(layer));
             });
             out.push_back(chosen ? lists(*chosen) : Lists{});
         }
@@ -153,7 +155,7 @@ class Lab {
     std::unique_ptr<Device> device;
     KvStore kv;
     std::unique_ptr<Ops> ops;
-    Buffer memory, device_q;
+    Buffer memory, device_q, device_y;
     SelectScratch scratch{};
     SelectConfig config;
     std::unique_ptr<Sparsity> sparsity;

@@ -15,7 +15,6 @@ from devices import ON_GPU
 from engine import Engine, Table
 from tiny_models import TinyModel, write
 
-import fasa_py
 from fasa_py._native import lib, text
 from fasa_py.calibration import calibrate
 
@@ -39,7 +38,16 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def decoded(path: Path, device: str, method: dict[str, Any]) -> tuple[np.ndarray, list[list[np.ndarray]]]:
     """Logits (N_STEPS, n_vocab) of the last tokens, and for every step and layer the lists of positions."""
-    given = {"n_tip": 3, "n_fac": 40, "n_sink": 3, "n_recent": 6, "observe_window": 16, "refresh_every": 5, **method}
+    given = {
+        "n_tip": 3,
+        "n_fac": 40,
+        "dense_below": 0,
+        "n_sink": 3,
+        "n_recent": 6,
+        "observe_window": 16,
+        "refresh_every": 5,
+        **method,
+    }
     table = Table.random(3, 6, 2, 10)
     with Engine(path, n_ctx=256, n_threads=2, table=table, method=given, device=device) as engine:
         engine.decode(TOKENS[:N_PROMPT])
@@ -53,17 +61,19 @@ def decoded(path: Path, device: str, method: dict[str, Any]) -> tuple[np.ndarray
 def test_every_method_selects_alike(name: str, device: str, model: Path) -> None:
     expected, lists = decoded(model, "cpu", METHODS[name])
     found, found_lists = decoded(model, device, METHODS[name])
-    n, n_same = 0, 0
-    for layer, found_layer in zip(lists, found_lists, strict=True):
+    n, n_same, same_steps = 0, 0, set(range(N_STEPS))
+    for i, (layer, found_layer) in enumerate(zip(lists, found_lists, strict=True)):
         assert len(layer) == len(found_layer)
         for positions, found_positions in zip(layer, found_layer, strict=True):
             assert len(positions) == len(found_positions)
             n += len(positions)
             n_same += len(np.intersect1d(positions, found_positions))
+            if not np.array_equal(positions, found_positions):
+                same_steps.discard(i // 3)
     assert (n == 0) == (name == "full")
-    print(name, n, n_same, np.sqrt(np.mean((found - expected) ** 2, 1) / np.mean(expected**2, 1)).max())
-    assert n_same >= 0.99 * n
-    assert np.max(np.sqrt(np.mean((found - expected) ** 2, 1) / np.mean(expected**2, 1))) < 2e-2
+    assert n_same >= 0.995 * n and len(same_steps) >= 3
+    deviation = np.sqrt(np.mean((found - expected) ** 2, axis=1) / np.mean(expected**2, axis=1))
+    assert max(deviation[step] for step in same_steps) < 1e-2
 
 
 @pytest.mark.parametrize("device", [ON_GPU])
@@ -73,10 +83,7 @@ def test_calibration_finds_the_same_chunks(device: str, tmp_path: Path) -> None:
     words = "".join(chr(97 + i * i % 26) for i in range(400))
     tables = [calibrate(path, text=words, device=name, **settings) for name in ("cpu", device)]
     assert tables[0].n_steps == tables[1].n_steps == 4
-    print(np.abs(tables[0].ca - tables[1].ca).max())
-    np.testing.assert_allclose(tables[1].ca, tables[0].ca, atol=2.01 / (16 * 4))
-    for a, b in ((t.order, t.order_head) for t in tables):
-        assert a is not None and b is not None
-    same = np.mean(tables[0].order == tables[1].order)
-    print(same, np.mean(tables[0].order_head == tables[1].order_head))
-    assert fasa_py.build_info().cuda
+    np.testing.assert_allclose(tables[1].ca, tables[0].ca, atol=2.01 / (16 * 4))  # two positions in one step
+    for name in ("order", "order_head"):
+        # Two chunks may hold nearly the same mass.
+        assert np.mean(getattr(tables[0], name) == getattr(tables[1], name)) >= 0.9

@@ -97,6 +97,14 @@ class Ops {
     // The `keep` best positions below n_pos of every row of scores [n_set][n_ctx]; the lower position first among
     // equals. NaN counts as the lowest.
     virtual void topk(const float* scores, int32_t n_pos, const Budget& budget, Selection& selection) = 0;
+    // token_scores of a ranking for the first n_pos positions, topk and attend_selected, as one: for the row of
+    // position n_pos - 1.
+    virtual void attend_best(float* y, const float* q, int n_head, float scale, const KvView& kv, int32_t seq,
+                             int32_t n_pos, const Ranking& ranking, Selection& selection) {
+        token_scores(ranking.scores, ranking.queries, kv, seq, n_pos, ranking.whole_key, &ranking.budget);
+        topk(ranking.scores, n_pos, ranking.budget, selection);
+        attend_selected(y, q, n_head, scale, kv, seq, selection);
+    }
     // mass[set][pos] += the softmax weights that the rows' queries give to pos, summed over rows and the set's heads:
     // rotated q [n][n_head][head_dim] over everything cached up to each row's position. mass [n_set][n_ctx], the sets
     // being the KV heads or the query heads.
@@ -131,6 +139,8 @@ class Device {
     virtual ~Device() = default;
     virtual std::string name() const = 0;  // "cpu (avx512, 8 threads)"
     virtual int n_threads() const = 0;
+    // Cached positions below which sparse attention costs more than it saves (docs/performance.md).
+    virtual int32_t break_even() const = 0;
 
     // Zeroed memory of the device, and host memory that its ops reach too; throw MEMORY naming `what`.
     virtual Buffer buffer(size_t n_bytes, const char* what) const = 0;

@@ -38,9 +38,7 @@ void forward(const Model& model, Ops& ops, const KvStore& kv, const Activations&
         ops.rope_store(a.q, a.k, a.v, h.n_head, norm, cache, rows);
 
         poll();
-        if (const Selection* selection = hook.stored(i, rows, a.q, scale, cache)) {
-            ops.attend_selected(a.attended, a.q, h.n_head, scale, cache, rows.seq, *selection);
-        } else {
+        if (!hook.attend(a.attended, i, rows, a.q, scale, cache)) {
             ops.attend_dense(a.attended, a.q, h.n_head, scale, cache, rows);
         }
         const LinearOut attn_output = l.attn_output.into(a.x, true);

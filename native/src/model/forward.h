@@ -27,9 +27,10 @@ class Poll {
 class LayerHook {
    public:
     virtual ~LayerHook() = default;
-    // The layer's rows are in the cache; q [rows.n][n_head][head_dim] is rotated, in the order of the cache. Returns
-    // the positions to attend to (for a single row only), or nullptr for all.
-    virtual const Selection* stored(int32_t layer, Rows rows, const float* q, float scale, const KvView& kv) = 0;
+    // The layer's rows are in the cache; q [rows.n][n_head][head_dim] is rotated, in the order of the cache. For a
+    // single row it may attend to some positions itself, into y of the same shape, and returns true then; false: to
+    // all.
+    virtual bool attend(float* y, int32_t layer, Rows rows, const float* q, float scale, const KvView& kv) = 0;
 };
 
 // Runs the rows of the batch that the ops were told to begin through all layers; a.x holds the final hidden states

@@ -15,9 +15,6 @@ namespace {
 constexpr int32_t min_n_batch = 2 * n_rows_alike;
 constexpr int32_t default_n_batch = 512, max_n_batch = 16384, max_n_seq = 1024;
 
-// Cached positions below which a sparse step costs more than it saves (docs/performance.md).
-constexpr int32_t break_even = 512;
-
 void check_range(const char* name, int32_t value, int32_t max) {
     if (value < 0 || value > max) {
         fail(FASA_ERROR_ARGUMENT, "%s is %d, expected 0 (the default) to %d", name, value, max);
@@ -112,7 +109,7 @@ SelectConfig resolve_method(const Model& model, const fasa_method_params& p, con
     c.n_sink = p.n_sink;
     c.n_recent = p.n_recent;
     c.dense_layers = p.dense_layers;
-    c.dense_below = p.dense_below < 0 ? break_even : p.dense_below;
+    c.dense_below = p.dense_below < 0 ? model.device->break_even() : p.dense_below;
     c.page = p.page;
     c.chunks_per_head = p.chunks_per_head;
     c.tokens_per_head = p.tokens_per_head;

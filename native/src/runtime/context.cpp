@@ -64,17 +64,17 @@ class Context::CancelPoll final : public Poll {
     Clock::time_point asked_ = Clock::now();
 };
 
-// Chooses the positions of a layer, and shows the step to the tap.
+// Attends to the chosen positions of a layer, and shows the step to the tap.
 class Context::SparseHook final : public LayerHook {
    public:
     explicit SparseHook(Context& context) : context_(context) {}
 
-    const Selection* stored(int32_t layer, Rows rows, const float* q, float scale, const KvView& kv) override {
+    bool attend(float* y, int32_t layer, Rows rows, const float* q, float scale, const KvView& kv) override {
         context_.sparsity_->observe(layer, rows, q, scale, kv);
-        if (context_.prefilling_) return nullptr;
-        const Selection* selection = context_.sparsity_->select(layer, rows, q, scale, kv);
+        if (context_.prefilling_) return false;
+        const Selection* selection = context_.sparsity_->attend(y, layer, rows, q, scale, kv);
         if (context_.tap_) show(layer, rows, q, selection);
-        return selection;
+        return selection != nullptr;
     }
 
    private:

@@ -4,19 +4,19 @@
 
 namespace fasa {
 
+int32_t ScoredSelector::rank(const Step& step, Ranking& ranking) {
+    if (config_.page > 1) return 0;
+    ranking = {
+        queries(step), !reads_dominant_only(step), {step.budget, config_.n_sink, config_.n_recent}, scratch_.scores};
+    return n_set_;
+}
+
 void ScoredSelector::select(const Step& step, Selection& out) {
-    const Budget budget{step.budget, config_.n_sink, config_.n_recent};
-    const bool by_page = config_.page > 1;
     ops_.token_scores(scratch_.scores, queries(step), step.kv, step.seq, step.n_pos, !reads_dominant_only(step),
-                      by_page ? nullptr : &budget);
+                      nullptr);
+    ops_.average_pages(scratch_.scores, n_set_, config_.page, step.n_pos);
     out.n_set = n_set_;
-    if (by_page) {
-        ops_.average_pages(scratch_.scores, n_set_, config_.page, step.n_pos);
-        choose_pages(scratch_.scores, config_.page, config_, step, ops_, out);
-    } else {
-        out.capacity = step.budget;
-        ops_.topk(scratch_.scores, step.n_pos, budget, out);
-    }
+    choose_pages(scratch_.scores, config_.page, config_, step, ops_, out);
 }
 
 uint64_t ScoredSelector::bytes_read(const Step& step) const {

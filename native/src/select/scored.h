@@ -15,7 +15,8 @@ class ScoredSelector : public Selector {
           ops_(setup.ops),
           scratch_(setup.scratch) {}
 
-    void select(const Step& step, Selection& out) override;
+    int32_t rank(const Step& step, Ranking& ranking) override;
+    void select(const Step& step, Selection& out) override;  // whole pages
     bool fills_budget() const override { return config_.page == 1; }
     bool replayable() const override { return config_.page == 1; }
     uint64_t bytes_read(const Step& step) const override;

@@ -70,10 +70,13 @@ struct SelectScratch {
 class Selector {
    public:
     virtual ~Selector() = default;
+    // How many lists a selection has whose positions are simply the best of a ranking, and that ranking; 0: call
+    // select.
+    virtual int32_t rank(const Step& /*step*/, Ranking& /*ranking*/) { return 0; }
     // Writes the positions that this step attends to into out: out.n_set lists of at least one position, ascending, in
     // rows of out.capacity, which should be the length of the longest: attention takes it for that.
     virtual void select(const Step& step, Selection& out) = 0;
-    // Whether select always chooses step.budget positions a list.
+    // Whether rank or select always chooses step.budget positions a list.
     virtual bool fills_budget() const { return false; }
     // Whether, besides, it does the same at every step, positions apart, without a look at the data from the host.
     virtual bool replayable() const { return false; }
@@ -98,6 +101,9 @@ struct SelectorSetup {
 
 // Throws ARGUMENT for an unknown method (listing all) or values it cannot work with.
 std::unique_ptr<Selector> make_selector(const SelectorSetup& setup);
+
+// Bytes of device memory that make_selector takes.
+size_t selector_bytes(const SelectConfig& config, const SelectShape& shape);
 
 // "full, fasa, ..."
 const char* selector_names();

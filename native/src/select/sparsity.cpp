@@ -85,11 +85,23 @@ bool Sparsity::replayable() const {
     return !selector_ || (selector_->replayable() && same_budgets);
 }
 
-const Selection* Sparsity::select(int32_t layer, Rows rows, const float* q, float scale, const KvView& kv) {
+void Sparsity::attend_sparse(float* y, const Step& step) {
+    Ranking ranking;
+    if (const int32_t n_set = selector_->rank(step, ranking)) {
+        selection_.n_set = n_set;
+        selection_.capacity = ranking.budget.keep;
+        ops_.attend_best(y, step.q, shape_.n_head, step.scale, step.kv, step.seq, step.n_pos, ranking, selection_);
+    } else {
+        selector_->select(step, selection_);
+        ops_.attend_selected(y, step.q, shape_.n_head, step.scale, step.kv, step.seq, selection_);
+    }
+}
+
+const Selection* Sparsity::attend(float* y, int32_t layer, Rows rows, const float* q, float scale, const KvView& kv) {
     const int32_t n_pos = rows.pos0 + 1;
     const Step step{layer, rows.seq, n_pos, budget(layer, n_pos), q, scale, kv};
     const bool sparse = is_sparse(layer, n_pos);
-    if (sparse) selector_->select(step, selection_);
+    if (sparse) attend_sparse(y, step);
     if (!replayable()) {
         if (sparse) {
             count_sparse(step, selector_->fills_budget() ? n_filled(step) : n_selected());

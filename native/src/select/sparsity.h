@@ -20,12 +20,13 @@ class Sparsity {
 
     // To be called for the rows of every layer of every batch, keys stored.
     void observe(int32_t layer, Rows rows, const float* q, float scale, const KvView& kv);
-    // The positions that a decode step's one row attends to in this layer; nullptr: all.
-    const Selection* select(int32_t layer, Rows rows, const float* q, float scale, const KvView& kv);
+    // Attention of a decode step's one row in this layer over some positions, which are returned; y, q
+    // [n_head][head_dim]. Or nullptr when it should see all; y is then untouched.
+    const Selection* attend(float* y, int32_t layer, Rows rows, const float* q, float scale, const KvView& kv);
     void forget(int32_t seq, int32_t n_tokens);
 
     // Whether all steps call the same ops as long as is_sparse is the same. What they do is then to be counted by
-    // count_step, as select may not be called for each; otherwise select counts.
+    // count_step, as attend may not be called for each; otherwise attend counts.
     bool replayable() const;
     // Whether any layer of a step with so many cached positions is sparse.
     bool is_sparse(int32_t n_pos) const;
@@ -36,6 +37,7 @@ class Sparsity {
    private:
     int32_t budget(int32_t layer, int32_t n_pos) const;
     bool is_sparse(int32_t layer, int32_t n_pos) const;
+    void attend_sparse(float* y, const Step& step);
     uint64_t n_filled(const Step& step) const;  // positions, when every list takes the whole budget
     uint64_t n_selected() const;                // as counted
     void count_dense(const KvView& kv, int32_t n_pos);

@@ -152,8 +152,8 @@ __device__ inline void split(float2 x, uint32_t& high, uint32_t& low) {
 }
 
 // 8 queries of a unit with their unfinished softmax. A thread has query lane / 4, of it the dims and positions that
-// matrix instructions give it: 2 * (lane % 4) + {0, 1} of every 8.
-template <int head_dim>
+// matrix instructions give it: 2 * (lane % 4) + {0, 1} of every 8. value_dim: how many of the values' dims it sums up.
+template <int head_dim, int value_dim = head_dim>
 class Queries {
    public:
     // Queries first .. first + 7 of the unit; those past its end are zero.
@@ -224,7 +224,7 @@ class Queries {
         if (part == 0) state[query] = {state_.top, sum};
         float* to = values + query * stride + 2 * part;
 #pragma unroll
-        for (int i = 0; i < head_dim / 8; ++i) {
+        for (int i = 0; i < value_dim / 8; ++i) {
             *reinterpret_cast<float2*>(to + 8 * i) = {y_[i][0] + y_[i][2], y_[i][1] + y_[i][3]};
         }
     }
@@ -242,11 +242,41 @@ class Queries {
     }
 
     uint32_t q_[head_dim / 16][4];
-    float y_[head_dim / 8][4] = {};
+    float y_[value_dim / 8][4] = {};
     SoftmaxState state_ = {-INFINITY, 0};  // sum: this thread's positions
     float scale_;
     int n_visible_;
 };
+
+// A tile of rows in a ring, whose first position is the unit's number `first`, counts for n_set sets of 8 queries, with
+// the values' dims from first_dim on.
+template <int head_dim, int value_dim, int n_set>
+__device__ inline void add_tile(Queries<head_dim, value_dim> (&queries)[n_set], const uint8_t* rows, int first,
+                                bool all_visible, int first_dim = 0) {
+    // Rows that this lane names in matrix loads: of keys as they lie, of values to be transposed.
+    constexpr int row_bytes = Ring<head_dim>::row_bytes;
+    const int lane = threadIdx.x % 32;
+    const int key_at = (lane / 16 * 8 + lane % 8) * row_bytes + lane / 8 % 2 * 16;
+    const int value_at = lane % 16 * row_bytes + lane / 16 * 16 + 2 * (head_dim + first_dim);
+    float product[n_set][2][4] = {};
+#pragma unroll
+    for (int step = 0; step < head_dim / 16; ++step) {
+        uint32_t keys[4];
+        ptx::load_matrix(keys, rows + key_at + 32 * step);
+#pragma unroll
+        for (int i = 0; i < n_set; ++i) queries[i].add_scores(product[i], keys, step);
+    }
+    uint32_t weights[n_set][4];
+#pragma unroll
+    for (int i = 0; i < n_set; ++i) queries[i].soften(weights[i], product[i], first, all_visible);
+#pragma unroll
+    for (int step = 0; step < value_dim / 16; ++step) {
+        uint32_t values[4];
+        ptx::load_matrix_transposed(values, rows + value_at + 32 * step);
+#pragma unroll
+        for (int i = 0; i < n_set; ++i) queries[i].add_values(weights[i], values, step);
+    }
+}
 
 // Leaves the rows of a tile behind that were not in the cache of rows.
 template <int head_dim, bool wide>
@@ -265,10 +295,10 @@ __device__ inline void leave_rows(const CachedRows& cached, const uint8_t* tile,
 // n_set sets of 8 queries are a unit.
 template <int head_dim, int n_set, bool wide>
 __global__ void __launch_bounds__(max_warps * 32, 1) attend(const Args a) {
-    constexpr int stages = Ring<head_dim>::n_stages, row_bytes = Ring<head_dim>::row_bytes;
+    constexpr int stages = Ring<head_dim>::n_stages;
     FASA_DYNAMIC_SHARED(shared);
     __shared__ SoftmaxState state[max_warps * max_queries];
-    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, n_warps = blockDim.x / 32;
+    const int warp = threadIdx.x / 32, n_warps = blockDim.x / 32;
     if (a.selection.positions) ptx::wait_for_previous();
     const Unit u = unit_of(a);
     const int first = blockIdx.x * n_warps + warp, stride = gridDim.x * n_warps;
@@ -290,9 +320,6 @@ __global__ void __launch_bounds__(max_warps * 32, 1) attend(const Args a) {
     Queries<head_dim> queries[n_set];
 #pragma unroll
     for (int i = 0; i < n_set; ++i) queries[i].load(a, u, 8 * i);
-    // Rows that this lane names in matrix loads: of keys as they lie, of values to be transposed.
-    const int key_at = (lane / 16 * 8 + lane % 8) * row_bytes + lane / 8 % 2 * 16;
-    const int value_at = lane % 16 * row_bytes + lane / 16 * 16 + 2 * head_dim;
     int slot = 0;
     for (int tile = first; tile * n_tile < u.n_pos; tile += stride) {
         ptx::copy_async_wait<stages - 2>();
@@ -301,26 +328,7 @@ __global__ void __launch_bounds__(max_warps * 32, 1) attend(const Args a) {
         const uint8_t* rows = ring + slot * Ring<head_dim>::tile_bytes;
         slot = slot + 1 == stages ? 0 : slot + 1;
         if (cached.are_on()) leave_rows<head_dim, wide>(cached, rows, tile * n_tile, a.kv.n_dom);
-
-        float product[n_set][2][4] = {};
-#pragma unroll
-        for (int step = 0; step < head_dim / 16; ++step) {
-            uint32_t keys[4];
-            ptx::load_matrix(keys, rows + key_at + 32 * step);
-#pragma unroll
-            for (int i = 0; i < n_set; ++i) queries[i].add_scores(product[i], keys, step);
-        }
-        const bool all_visible = (tile + 1) * n_tile <= u.n_pos_all;
-        uint32_t weights[n_set][4];
-#pragma unroll
-        for (int i = 0; i < n_set; ++i) queries[i].soften(weights[i], product[i], tile * n_tile, all_visible);
-#pragma unroll
-        for (int step = 0; step < head_dim / 16; ++step) {
-            uint32_t values[4];
-            ptx::load_matrix_transposed(values, rows + value_at + 32 * step);
-#pragma unroll
-            for (int i = 0; i < n_set; ++i) queries[i].add_values(weights[i], values, step);
-        }
+        add_tile(queries, rows, tile * n_tile, (tile + 1) * n_tile <= u.n_pos_all);
     }
     __syncwarp();
 

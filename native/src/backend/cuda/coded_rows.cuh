@@ -3,21 +3,9 @@
 
 #include <cstdint>
 
-#include "backend/cuda/keys.cuh"
-#include "backend/cuda/ptx.cuh"
+#include "backend/cuda/dominant_rows.cuh"
 
 namespace fasa::cuda {
-
-// Dim d of the sum of a set's queries, heads in ascending order.
-__device__ inline float set_query_dim(const SetQueries& queries, int head_dim, int set, int d) {
-    const int heads = queries.n_head / queries.n_set;
-    float sum = 0;
-    for (int head = set * heads; head < (set + 1) * heads; ++head) {
-        const int64_t at = int64_t{head} * head_dim + d;
-        sum += !queries.mask || queries.mask[at] ? queries.q[at] : 0.0f;
-    }
-    return sum;
-}
 
 // Code number i of a word, which becomes the low part of a float's mantissa: exact.
 template <int bits>
@@ -50,7 +38,7 @@ struct CodedRows {
     __device__ void set_query(const SetQueries& queries, int head_dim, int set, float*) {
 #pragma unroll
         for (int d = 0; d < n_lane; ++d) {
-            q[d] = has_dims ? set_query_dim(queries, head_dim, set, n_lane * part + d) : 0.0f;
+            q[d] = has_dims ? summed_query(queries, head_dim, set, n_lane * part + d) : 0.0f;
         }
     }
     __device__ Loaded load(int64_t pos) const {
@@ -86,7 +74,7 @@ struct AnyCodes {
     __device__ AnyCodes(const Keys& keys, int lane_part) : codes(keys.codes), part(lane_part) {}
 
     __device__ void set_query(const SetQueries& queries, int head_dim, int set, float* shared) {
-        for (int d = threadIdx.x; d < codes.n; d += blockDim.x) shared[d] = set_query_dim(queries, head_dim, set, d);
+        for (int d = threadIdx.x; d < codes.n; d += blockDim.x) shared[d] = summed_query(queries, head_dim, set, d);
         q = shared;
         __syncthreads();
     }

@@ -17,7 +17,12 @@ struct Launch {
     // The kernel may start while the one before it still runs: it must call ptx::wait_for_previous() before it reads
     // what that one writes (programmatic dependent launch, compute capability 9.0; elsewhere it simply follows).
     bool overlap = false;
+    // Neighbouring blocks (in x) that run at once and reach one another's shared memory: compute capability 9.0.
+    unsigned cluster = 1;
 };
+
+// Of which only 8 are sure to be possible.
+constexpr unsigned max_cluster = 16;
 
 // Once per kernel before its first launch with more than 48 KiB of shared memory.
 template <class... P>
@@ -27,18 +32,53 @@ void allow_shared(void (*kernel)(P...), size_t n_bytes, const char* name) {
           name);
 }
 
-template <class... P, class... A>
-void launch(const Launch& how, void (*kernel)(P...), A... args) {
+inline cudaLaunchConfig_t config_of(const Launch& how, cudaLaunchAttribute (&attributes)[2]) {
     cudaLaunchConfig_t config = {};
     config.gridDim = how.grid;
     config.blockDim = how.block;
     config.dynamicSmemBytes = how.shared_bytes;
     config.stream = how.stream;
-    cudaLaunchAttribute attribute = {};
-    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attribute.val.programmaticStreamSerializationAllowed = 1;
-    config.attrs = &attribute;
-    config.numAttrs = how.overlap ? 1 : 0;
+    config.attrs = attributes;
+    if (how.overlap) {
+        cudaLaunchAttribute& attribute = attributes[config.numAttrs++];
+        attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+        attribute.val.programmaticStreamSerializationAllowed = 1;
+    }
+    if (how.cluster > 1) {
+        cudaLaunchAttribute& attribute = attributes[config.numAttrs++];
+        attribute.id = cudaLaunchAttributeClusterDimension;
+        attribute.val.clusterDim = {how.cluster, 1, 1};
+    }
+    return config;
+}
+
+// The largest cluster, `wanted` blocks or that halved, of which n_cluster run at once, up to one block; 0: the kernel
+// was not built for clusters. The kernel is then allowed that size.
+template <class... P>
+unsigned largest_cluster(void (*kernel)(P...), unsigned n_cluster, dim3 block, size_t shared_bytes, unsigned wanted) {
+    const void* function = reinterpret_cast<const void*>(kernel);
+    cudaFuncAttributes built;
+    check(cudaFuncGetAttributes(&built, kernel), "looking at a kernel");
+    if (built.ptxVersion < 90) return 0;
+    check(cudaFuncSetAttribute(function, cudaFuncAttributeNonPortableClusterSizeAllowed, 1), "allowing large clusters");
+    for (unsigned cluster = wanted; cluster > 1; cluster /= 2) {
+        cudaLaunchAttribute attributes[2];
+        const cudaLaunchConfig_t config =
+            config_of({"", dim3(cluster * n_cluster), block, shared_bytes, nullptr, false, cluster}, attributes);
+        int n = 0;
+        if (cudaOccupancyMaxActiveClusters(&n, kernel, &config) != cudaSuccess) {
+            cudaGetLastError();  // too large for this GPU
+        } else if (n >= static_cast<int>(n_cluster)) {
+            return cluster;
+        }
+    }
+    return 1;
+}
+
+template <class... P, class... A>
+void launch(const Launch& how, void (*kernel)(P...), A... args) {
+    cudaLaunchAttribute attributes[2];
+    const cudaLaunchConfig_t config = config_of(how, attributes);
     check(cudaLaunchKernelEx(&config, kernel, static_cast<P>(args)...), how.name);
 }
 

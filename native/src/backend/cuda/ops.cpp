@@ -50,6 +50,7 @@ CudaOps::Memory CudaOps::Memory::take(Arena& arena, const OpsLimits& limits, con
     m.input = reinterpret_cast<Input*>(arena.take<uint8_t>(input_bytes(limits)));
     m.decode = DecodeScratch::take(arena, limits.n_in_max);
     m.attention = AttentionDecode::Scratch::take(arena, gpu.n_sm, limits.head_dim);
+    m.best = AttendBest::Scratch::take(arena);
     m.prefill = PrefillScratch::take(arena, limits);
     m.host_rows = HostRows::Memory::take(arena, limits);
     m.row_cache = RowCache::take(arena, limits);
@@ -94,6 +95,7 @@ CudaOps::CudaOps(const OpsLimits& limits, const GpuInfo& gpu, std::shared_ptr<Ac
       input_(static_cast<Input*>(host_memory_.data())),
       read_(static_cast<uint8_t*>(host_memory_.data()) + (input_bytes(limits) + 63) / 64 * 64),
       attention_({gpu.n_sm, gpu.shared_bytes}, memory_.attention),
+      best_({gpu.n_sm, gpu.shared_bytes}, memory_.best),
       tuning_(PrefillTuning::of_device()),
       linear_(linear_limits(limits), memory_.linear) {
     if (limits.host_row_values > 0) host_rows_.emplace(memory_.host_rows);
@@ -280,6 +282,18 @@ void CudaOps::token_scores(float* scores, const SetQueries& queries, const KvVie
 void CudaOps::topk(const float* scores, int32_t n_pos, const Budget& budget, Selection& selection) {
     cuda::topk(selection, scores, limits_.n_ctx, past(batch_.rows.seq, n_pos), budget, memory_.rank,
                std::exchange(counted_, false), stream_.get());
+}
+
+void CudaOps::attend_best(float* y, const float* q, int n_head, float scale, const KvView& kv, int32_t seq,
+                          int32_t n_pos, const Ranking& ranking, Selection& selection) {
+    const BestTask task = {
+        y, q, scale, n_head, ranking.queries.n_set, ranking.scores, kv, past(seq, n_pos), ranking.budget, selection};
+    const bool is_cached = row_cache_ && kv.host_layer >= 0;  // which attend_selected alone looks into
+    if (!is_cached && best_.takes(task)) {
+        token_scores(ranking.scores, ranking.queries, kv, seq, n_pos, ranking.whole_key, nullptr);
+        return best_.run(task, stream_.get());
+    }
+    Ops::attend_best(y, q, n_head, scale, kv, seq, n_pos, ranking, selection);
 }
 
 void CudaOps::attention_mass(float* mass, int n_set, const float* q, int n_head, float scale, const KvView& kv,

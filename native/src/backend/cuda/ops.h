@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "backend/backend.h"
+#include "backend/cuda/attend_best.h"
 #include "backend/cuda/attention_decode.h"
 #include "backend/cuda/attention_prefill.h"
 #include "backend/cuda/host_rows.h"
@@ -55,6 +56,8 @@ class CudaOps final : public Ops {
     void token_scores(float* scores, const SetQueries& queries, const KvView& kv, int32_t seq, int32_t n_pos,
                       bool whole_key, const Budget* next) override;
     void topk(const float* scores, int32_t n_pos, const Budget& budget, Selection& selection) override;
+    void attend_best(float* y, const float* q, int n_head, float scale, const KvView& kv, int32_t seq, int32_t n_pos,
+                     const Ranking& ranking, Selection& selection) override;
     void attention_mass(float* mass, int n_set, const float* q, int n_head, float scale, const KvView& kv,
                         Rows rows) override;
     void selected_mass(float* mass, const float* q, int n_head, float scale, const KvView& kv, int32_t seq,
@@ -78,6 +81,7 @@ class CudaOps final : public Ops {
         Input* input;
         DecodeScratch decode;
         AttentionDecode::Scratch attention;
+        AttendBest::Scratch best;
         PrefillScratch prefill;
         HostRows::Memory host_rows;
         RowCacheView row_cache;
@@ -116,6 +120,7 @@ class CudaOps final : public Ops {
     Input* input_;   // on the host
     uint8_t* read_;  // what on_host shows
     AttentionDecode attention_;
+    AttendBest best_;
     std::optional<HostRows> host_rows_;
     std::optional<RowCache> row_cache_;
     uint64_t read_bytes_ = 0;  // of rows in host memory, by attention of a few rows

@@ -84,6 +84,37 @@ __device__ inline uint2 load_once_8(const void* global) {
     return v;
 }
 
+// Starts bringing n_bytes, a multiple of 16, into the L2 cache; 16-byte aligned. Only from compute capability 9.0 on.
+__device__ inline void prefetch(const void* global, uint32_t n_bytes) {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(global), "r"(n_bytes) : "memory");
+#endif
+}
+
+// The barrier of all threads of a cluster, in two halves; what a thread wrote before it arrived, to shared memory of
+// whichever block, those that waited see. Without clusters (before compute capability 9.0) there is nothing to do.
+__device__ inline void cluster_arrive() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("barrier.cluster.arrive.release;" ::: "memory");
+#endif
+}
+__device__ inline void cluster_wait() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("barrier.cluster.wait.acquire;" ::: "memory");
+#endif
+}
+// The same place in the shared memory of another block of the cluster.
+template <class T>
+__device__ T* of_block(T* shared, unsigned rank) {
+#if __CUDA_ARCH__ >= 900
+    uint64_t at;
+    asm("mapa.u64 %0, %1, %2;" : "=l"(at) : "l"(shared), "r"(rank));
+    return reinterpret_cast<T*>(at);
+#else
+    return shared;
+#endif
+}
+
 // Returns when all kernels that this one was started beside are done and their writes are visible.
 __device__ inline void wait_for_previous() {
 #if __CUDA_ARCH__ >= 900

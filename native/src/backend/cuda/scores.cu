@@ -1,9 +1,9 @@
 #include "backend/cuda/scores.h"
 
 #include <algorithm>
-#include <cstring>
 
 #include "backend/cuda/coded_rows.cuh"
+#include "backend/cuda/dominant_rows.cuh"
 #include "backend/cuda/keys.cuh"
 #include "backend/cuda/launch.cuh"
 #include "backend/cuda/ptx.cuh"
@@ -19,64 +19,12 @@ constexpr int n_resident = 3;  // blocks of a multiprocessor: their loads under 
 constexpr int max_blocks = n_resident * 132;  // what the largest GPUs run at once; smaller ones run them in turns
 constexpr int row_alignment = 32;             // a block's rows begin where a 128-byte line of scores does
 
-__device__ float query_value(const SetQueries& queries, int64_t at) {
-    return !queries.mask || queries.mask[at] ? queries.q[at] : 0.0f;
-}
-
-// Dim d of the sum of a set's queries, heads in ascending order.
-__device__ float summed_query(const SetQueries& queries, int head_dim, int set, int d) {
-    const int heads = queries.n_head / queries.n_set;
-    float sum = 0;
-    for (int head = set * heads; head < (set + 1) * heads; ++head) {
-        sum += query_value(queries, int64_t{head} * head_dim + d);
-    }
-    return sum;
-}
-
 __global__ void __launch_bounds__(n_thread) sum_queries_kernel(float* out, SetQueries queries, int head_dim) {
     ptx::start_next();
     ptx::wait_for_previous();
     const int d = blockIdx.x * n_thread + threadIdx.x, set = blockIdx.y;
     if (d < head_dim) out[int64_t{set} * head_dim + d] = summed_query(queries, head_dim, set, d);
 }
-
-// `lanes` neighbouring lanes share a row; lane `part` of them takes every chunk of dims with number part mod lanes.
-
-// Rows of the dominant plane alone, 8 dims a lane: what decoding reads. n_dom is a multiple of 8, at most 8 * lanes.
-template <int lanes_>
-struct DominantRows {
-    static constexpr int lanes = lanes_;
-    using Loaded = uint4;
-
-    const uint16_t* dom;
-    int32_t n_dom;
-    int part;
-    bool has_dims;
-    float q[8];
-
-    __device__ DominantRows(const Keys& keys, int lane_part)
-        : dom(keys.dom + 8 * lane_part), n_dom(keys.n_dom), part(lane_part), has_dims(8 * lane_part < keys.n_dom) {}
-
-    __device__ void set_query(const SetQueries& queries, int head_dim, int set, float*) {
-#pragma unroll
-        for (int d = 0; d < 8; ++d) q[d] = has_dims ? summed_query(queries, head_dim, set, 8 * part + d) : 0.0f;
-    }
-    __device__ Loaded load(int64_t pos) const {
-        return has_dims ? ptx::load_once(dom + pos * n_dom) : make_uint4(0, 0, 0, 0);
-    }
-    __device__ float dot(const Loaded& keys) const {
-        __half2 pair[4];
-        memcpy(pair, &keys, sizeof(pair));
-        float sum = 0;
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-            const float2 k = __half22float2(pair[i]);
-            sum = fmaf(q[2 * i], k.x, sum);
-            sum = fmaf(q[2 * i + 1], k.y, sum);
-        }
-        return sum;
-    }
-};
 
 template <int width>
 struct Halves {
@@ -135,28 +83,6 @@ struct AnyRows {
         return sum;
     }
 };
-
-// Adds up the parts of n_step rows over the lanes that share them, each lane giving away half of its rows at every
-// exchange. What is left at sum[j] is row j * lanes + part, complete; with more lanes than rows, row part mod n_step.
-template <int lanes>
-__device__ void add_parts(float (&sum)[n_step], int lane) {
-    int n = n_step;
-#pragma unroll
-    for (int bit = 1; bit < lanes; bit *= 2) {
-        if (n == 1) {
-            sum[0] += __shfl_xor_sync(full_warp, sum[0], bit);
-            continue;
-        }
-        n /= 2;
-        const bool odd = lane & bit;
-#pragma unroll
-        for (int i = 0; i < n_step / 2; ++i) {
-            if (i >= n) break;
-            const float keep = odd ? sum[2 * i + 1] : sum[2 * i], give = odd ? sum[2 * i] : sum[2 * i + 1];
-            sum[i] = keep + __shfl_xor_sync(full_warp, give, bit);
-        }
-    }
-}
 
 struct ScoreTask {
     float* scores;

@@ -17,7 +17,15 @@ struct Launch {
     size_t shared_bytes = 0;
     cudaStream_t stream = nullptr;
     bool overlap = false;
+    unsigned cluster = 1;
 };
+
+constexpr unsigned max_cluster = 16;
+
+template <class... P>
+unsigned largest_cluster(void (*)(P...), unsigned, dim3, size_t, unsigned wanted) {
+    return wanted;
+}
 
 template <class... P>
 void allow_shared(void (*kernel)(P...), size_t n_bytes, const char* name) {
@@ -31,7 +39,7 @@ void launch(const Launch& how, void (*kernel)(P...), A... args) {
     using Arguments = std::tuple<std::decay_t<P>...>;
     static_assert(sizeof(Arguments) <= 4096 && (std::is_trivially_copyable_v<P> && ...));
     const Arguments arguments(static_cast<P>(args)...);
-    check(on_cpu::launch({how.name, how.grid, how.block, how.shared_bytes, how.overlap,
+    check(on_cpu::launch({how.name, how.grid, how.block, how.shared_bytes, how.overlap, how.cluster,
                           [kernel, arguments] { std::apply(kernel, arguments); },
                           on_cpu::holds_host_address(&arguments, sizeof(arguments))},
                          reinterpret_cast<const void*>(kernel), how.stream),

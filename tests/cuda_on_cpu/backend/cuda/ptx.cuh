@@ -118,6 +118,17 @@ inline uint2 load_once_8(const void* global) {
     return *static_cast<const uint2*>(global);
 }
 
+inline void prefetch(const void* global, uint32_t n_bytes) {
+    if ((reinterpret_cast<uintptr_t>(global) | n_bytes) % 16 != 0) on_cpu::fault("prefetch: not 16-byte aligned");
+}
+
+inline void cluster_arrive(ON_CPU_CALLER) { on_cpu::cluster_arrive({"cluster_arrive", file, line}); }
+inline void cluster_wait(ON_CPU_CALLER) { on_cpu::cluster_wait({"cluster_wait", file, line}); }
+template <class T>
+T* of_block(T* shared, unsigned rank) {
+    return static_cast<T*>(on_cpu::in_shared_of(shared, rank));
+}
+
 inline void wait_for_previous() { on_cpu::block.waited_for_previous = true; }
 inline void start_next() {}
 

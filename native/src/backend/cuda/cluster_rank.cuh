@@ -1,0 +1,301 @@
+// Exact selection of a set's best positions by the blocks of a cluster: each keeps the scores of its share of the
+// positions in shared memory, and what they must know of each other they write into one another's. Scores are counted
+// into bins where they are made; the counts of all blocks tell in which bin the last chosen position lies, and only
+// that bin's few positions, the open ones, are compared. Where the bins do not tell them apart (they are far from the
+// scores' distribution, or many scores are equal) the last chosen one is found digit by digit instead.
+#pragma once
+
+#include <cstdint>
+
+#include "backend/cuda/ptx.cuh"
+#include "backend/cuda/rank.cuh"
+
+namespace fasa::cuda::cluster {
+
+inline constexpr int n_warp = 8, n_thread = 32 * n_warp;  // of a block
+inline constexpr int max_blocks = 16;                     // of a cluster
+inline constexpr int n_bin = 256;                         // as many as a digit has values, and a block threads
+inline constexpr int n_even = 128;                        // bins of equal width; those above grow, 16 an octave
+inline constexpr int max_open = 512;
+inline constexpr int32_t max_share = 65504;  // positions of a block: counts have 16 bits
+
+// Where a score lies among the bins. Any values give exact selections; good ones give fast ones.
+struct Scale {
+    float centre, per_unit, base;
+
+    __device__ float place(float score) const { return fmaf(score - centre, per_unit, base); }
+};
+
+// Grows with the place. Bin 0 is for what lies below all others, NaN too; it is never counted.
+__device__ inline int bin_of(float place) {
+    if (!(place >= 1)) return 0;
+    if (place < n_even) return static_cast<int>(place);
+    const uint32_t above = (__float_as_uint(place) - __float_as_uint(static_cast<float>(n_even))) >> 19;
+    return static_cast<int>(min(n_even + above, n_bin - 1u));
+}
+// The lowest place of a bin, so that places from it on are those of this bin and higher ones. NaN past the last bin.
+__device__ inline float edge_of(int bin) {
+    if (bin >= n_bin) return NAN;
+    if (bin <= n_even) return static_cast<float>(bin);
+    return __uint_as_float(__float_as_uint(static_cast<float>(n_even)) + (static_cast<uint32_t>(bin - n_even) << 19));
+}
+
+// How many mean deviations above the mean the best of normally distributed scores begin [Abramowitz-Stegun 26.2.23].
+__device__ inline float expected_cut(const Ranked& ranked) {
+    const int32_t n = max(ranked.end - ranked.first, 1);
+    const float share = static_cast<float>(ranked.n_best) / static_cast<float>(n), tail = fminf(share, 1 - share);
+    const float u = sqrtf(-2 * logf(fmaxf(tail, 1e-9f)));
+    const float z =
+        u - (2.515517f + u * (0.802853f + u * 0.010328f)) / (1 + u * (1.432788f + u * (0.189269f + u * 0.001308f)));
+    return 1.2533f * (share < 0.5f ? z : -z);
+}
+
+// The even bins reach from 1.5 mean deviations below the expected cut to 2.5 above, by a sample of the scores;
+// all threads of all blocks get the same.
+__device__ inline Scale scale_for(const float* sample, float cut) {
+    constexpr float per_deviation = 32, below = 1.5f;
+    const int lane = threadIdx.x % 32;
+    const Bins bins = bins_for(sample[lane], sample[lane + 32]);
+    const float per_unit = bins.per_unit * (per_deviation / bins_per_deviation);
+    return {bins.centre, per_unit, (below - cut) * per_deviation};
+}
+
+// The bin, or value of a digit, of the last chosen position.
+struct Cut {
+    int32_t bin;               // -1: the counted bins hold too few
+    int32_t n_left, n_inside;  // positions to choose in it, and that are in it
+    int32_t n_above_before;    // positions above it in the blocks before this one
+    int32_t n_inside_before;   // and in it
+    __device__ bool is_whole() const { return n_left == n_inside; }
+};
+
+// At the start of a block's dynamic shared memory.
+struct Shared {
+    uint16_t counts_of_blocks[2][max_blocks][n_bin];  // in turns, so that nobody overwrites what another still reads
+    uint64_t open[max_open];                          // of all blocks, in any order
+    float sample[n_rank_sample];
+    uint32_t counts[n_bin];
+    uint32_t chosen_of_blocks[max_blocks];
+    uint64_t totals[n_warp];
+    Cut cut;
+    int32_t n_open, n_open_before;  // of this block; chosen ones in blocks before this one
+};
+
+// A block's share of a set.
+struct Share {
+    const float* scores;  // [n], shared memory; NaN past the last position
+    uint32_t* mask;       // [n / 32], shared memory: the chosen positions
+    int32_t begin, n;     // its first position, and how many, a multiple of 32
+    int32_t n_pos;        // of the set
+    unsigned rank, n_block;
+};
+
+// The sum of x over the threads before this one, and over all. Both halves of x are sums of their own.
+__device__ inline uint64_t exclusive_sum(uint64_t x, uint64_t* totals, uint64_t& total) {
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    uint64_t sum = x;
+#pragma unroll
+    for (int distance = 1; distance < 32; distance *= 2) {
+        const uint64_t before = __shfl_up_sync(full_warp, sum, distance);
+        if (lane >= distance) sum += before;
+    }
+    if (lane == 31) totals[warp] = sum;
+    __syncthreads();
+    uint64_t before = 0;
+    total = 0;
+#pragma unroll
+    for (int i = 0; i < n_warp; ++i) {
+        if (i < warp) before += totals[i];
+        total += totals[i];
+    }
+    __syncthreads();
+    return before + sum - x;
+}
+
+__device__ inline void wait_for_cluster() {
+    ptx::cluster_arrive();
+    ptx::cluster_wait();
+}
+
+// This block's counts go to all blocks. Before it, the block's threads must have met.
+__device__ inline void share_counts(Shared& shared, int turn, const Share& share) {
+    constexpr int n_word = n_bin / 8;
+    for (int i = threadIdx.x; i < static_cast<int>(share.n_block) * n_word; i += n_thread) {
+        const uint32_t* c = shared.counts + i % n_word * 8;
+        uint16_t* to = ptx::of_block(&shared.counts_of_blocks[turn][share.rank][i % n_word * 8], i / n_word);
+        *reinterpret_cast<uint4*>(to) =
+            make_uint4(c[0] | c[1] << 16, c[2] | c[3] << 16, c[4] | c[5] << 16, c[6] | c[7] << 16);
+    }
+    wait_for_cluster();
+}
+
+// Where n_best positions of the cluster, counted from the highest bin down, end.
+__device__ inline Cut find_cut(Shared& shared, int turn, int32_t n_best, const Share& share) {
+    const int bin = n_bin - 1 - static_cast<int>(threadIdx.x);
+    uint32_t here = 0, before = 0;
+#pragma unroll
+    for (unsigned block = 0; block < max_blocks; ++block) {
+        const uint32_t n = block < share.n_block ? shared.counts_of_blocks[turn][block][bin] : 0;
+        here += n;
+        if (block < share.rank) before += n;
+    }
+    if (threadIdx.x == 0) shared.cut = {-1, 0, 0, 0, 0};
+    uint64_t total;
+    const uint64_t above = exclusive_sum(uint64_t{before} << 32 | here, shared.totals, total);
+    const int32_t n_above = static_cast<int32_t>(above), n_here = static_cast<int32_t>(here);
+    if (n_above < n_best && n_best <= n_above + n_here) {
+        shared.cut = {bin, n_best - n_above, n_here, static_cast<int32_t>(above >> 32), static_cast<int32_t>(before)};
+    }
+    __syncthreads();
+    return shared.cut;
+}
+
+// Bits of the 32 positions from `word` on that lie in [first, end).
+__device__ inline uint32_t bits_between(int32_t word, int32_t first, int32_t end) {
+    const auto below = [&](int32_t pos) {
+        const int32_t n = min(max(pos - word, 0), 32);
+        return n == 32 ? ~0u : (1u << n) - 1;
+    };
+    return below(end) & ~below(first);
+}
+
+// Fills the mask: forced positions, and the ranked ones of which is_chosen(score, pos). By all threads of the block.
+// seen(score, pos, ranks, is_chosen) is called for every position, by one lane.
+template <class IsChosen, class Seen>
+__device__ void fill_mask(const Share& share, const Ranked& ranked, IsChosen is_chosen, Seen seen) {
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+#pragma unroll 4
+    for (int32_t word = warp; word < share.n / 32; word += n_warp) {
+        const int32_t first = share.begin + 32 * word, pos = first + lane;
+        const float score = share.scores[32 * word + lane];
+        uint32_t may = full_warp, forced = 0;
+        if (first < ranked.first || first + 32 > ranked.end) {
+            may = bits_between(first, ranked.first, ranked.end);
+            forced = bits_between(first, 0, share.n_pos) & ~may;
+        }
+        const bool ranks = may >> lane & 1;
+        const uint32_t chosen = __ballot_sync(full_warp, ranks && is_chosen(score, pos)) | forced;
+        if (lane == 0) share.mask[word] = chosen;
+        seen(score, pos, ranks, chosen >> lane & 1);
+    }
+}
+
+// A better position has a higher value: higher scores first, then lower positions. NaN equals -infinity, -0 equals 0.
+__device__ inline uint64_t value_of(float score, int32_t pos) {
+    const uint32_t bits = __float_as_uint(score != score ? -INFINITY : score + 0.0f);
+    const uint32_t key = bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+    return uint64_t{key} << 32 | ~static_cast<uint32_t>(pos);
+}
+__device__ inline int32_t position_of(uint64_t value) { return static_cast<int32_t>(~static_cast<uint32_t>(value)); }
+
+// Of the open positions of all blocks, the cut's n_left best join the mask.
+__device__ inline void choose_open(Shared& shared, const Cut& cut, const Share& share) {
+    for (int i = threadIdx.x; i < cut.n_inside; i += n_thread) {
+        const uint64_t mine = shared.open[i];
+        int n_better = 0;
+#pragma unroll 4
+        for (int j = 0; j < cut.n_inside; ++j) n_better += shared.open[j] > mine;
+        if (n_better >= cut.n_left) continue;
+        const int32_t at = position_of(mine) - share.begin;
+        if (at < 0) {
+            atomicAdd(&shared.n_open_before, 1);
+        } else if (at < share.n) {
+            atomicOr(&share.mask[at / 32], 1u << at % 32);
+        }
+    }
+    __syncthreads();
+}
+
+// The value of the n_best-th best position, told digit by digit.
+__device__ inline uint64_t last_chosen(Shared& shared, const Ranked& ranked, const Share& share) {
+    uint64_t value = 0, known = 0;  // the digits so far, and their bits
+    int32_t n_left = ranked.n_best;
+    int turn = 1;
+    for (int shift = 56;; shift -= 8, turn ^= 1) {
+        shared.counts[threadIdx.x] = 0;
+        __syncthreads();
+        for (int32_t i = threadIdx.x; i < share.n; i += n_thread) {
+            if (!ranked.holds(share.begin + i)) continue;
+            const uint64_t v = value_of(share.scores[i], share.begin + i);
+            if ((v & known) == value) atomicAdd(&shared.counts[v >> shift & (n_bin - 1)], 1u);
+        }
+        __syncthreads();
+        share_counts(shared, turn, share);
+        const Cut cut = find_cut(shared, turn, n_left, share);
+        value |= static_cast<uint64_t>(cut.bin) << shift;
+        known |= uint64_t{n_bin - 1} << shift;
+        n_left = cut.n_left;
+        if (cut.is_whole()) return value;
+    }
+}
+
+// The same for any scores. Returns how many chosen, ranked positions lie in the blocks before this one.
+__device__ inline int32_t choose_slowly(Shared& shared, const Ranked& ranked, const Share& share) {
+    const uint64_t last = last_chosen(shared, ranked, share);
+    int n = 0;
+    fill_mask(
+        share, ranked, [&](float score, int32_t pos) { return value_of(score, pos) >= last; },
+        [&](float, int32_t, bool ranks, bool is_chosen) { n += ranks && is_chosen; });
+    uint64_t total;
+    exclusive_sum(static_cast<uint64_t>(n), shared.totals, total);
+    if (threadIdx.x < share.n_block) {
+        *ptx::of_block(&shared.chosen_of_blocks[share.rank], threadIdx.x) = static_cast<uint32_t>(total);
+    }
+    wait_for_cluster();
+    int32_t before = 0;
+    for (unsigned block = 0; block < share.rank; ++block)
+        before += static_cast<int32_t>(shared.chosen_of_blocks[block]);
+    return before;
+}
+
+struct Chosen {
+    int32_t n_before;  // ranked ones in the blocks before this one
+    bool slowly;
+};
+
+// Fills the mask with the share's part of the selection, once the block's threads have met after they counted all its
+// ranked scores with places from 1 on. fetch(pos) is called early, by some thread, for positions that are chosen or
+// might be. Afterwards the block's threads have met.
+template <class Fetch>
+__device__ Chosen choose(Shared& shared, const Ranked& ranked, const Scale& scale, const Share& share, Fetch fetch) {
+    share_counts(shared, 0, share);
+    const int32_t n_ranked = ranked.end - ranked.first;
+    const auto all_or_none = [&](bool all) {
+        fill_mask(
+            share, ranked, [&](float, int32_t) { return all; },
+            [&](float, int32_t pos, bool, bool is_chosen) {
+                if (is_chosen) fetch(pos);
+            });
+        __syncthreads();
+        return Chosen{all ? min(max(share.begin, ranked.first), ranked.end) - ranked.first : 0, false};
+    };
+    if (ranked.n_best == 0 || ranked.n_best == n_ranked) return all_or_none(ranked.n_best > 0);
+
+    const Cut cut = find_cut(shared, 0, ranked.n_best, share);
+    if (cut.bin < 0 || (!cut.is_whole() && cut.n_inside > max_open)) {
+        const int32_t before = choose_slowly(shared, ranked, share);
+        __syncthreads();
+        return {before, true};
+    }
+    const float sure = edge_of(cut.is_whole() ? cut.bin : cut.bin + 1), open = edge_of(cut.bin);
+    fill_mask(
+        share, ranked, [&](float score, int32_t) { return scale.place(score) >= sure; },
+        [&](float score, int32_t pos, bool ranks, bool is_chosen) {
+            if (is_chosen) fetch(pos);
+            if (is_chosen || !ranks || !(scale.place(score) >= open)) return;
+            fetch(pos);
+            const int at = cut.n_inside_before + atomicAdd(&shared.n_open, 1);
+            const uint64_t value = value_of(score, pos);
+            for (unsigned block = 0; block < share.n_block; ++block) *ptx::of_block(&shared.open[at], block) = value;
+        });
+    if (cut.is_whole()) {
+        __syncthreads();
+        return {cut.n_above_before + cut.n_inside_before, false};
+    }
+    __syncthreads();  // the mask is complete before its bits are set
+    wait_for_cluster();
+    choose_open(shared, cut, share);
+    return {cut.n_above_before + shared.n_open_before, false};
+}
+
+}  // namespace fasa::cuda::cluster
