@@ -38,10 +38,15 @@ template <class... P, class... A>
 void launch(const Launch& how, void (*kernel)(P...), A... args) {
     using Arguments = std::tuple<std::decay_t<P>...>;
     static_assert(sizeof(Arguments) <= 4096 && (std::is_trivially_copyable_v<P> && ...));
-    const Arguments arguments(static_cast<P>(args)...);
+    Arguments arguments(static_cast<P>(args)...);
+    bool takes_host_address = false;
+#if __has_builtin(__builtin_clear_padding)
+    __builtin_clear_padding(&arguments);  // what was there before may look like an address
+    takes_host_address = on_cpu::holds_host_address(&arguments, sizeof(arguments));
+#endif
     check(on_cpu::launch({how.name, how.grid, how.block, how.shared_bytes, how.overlap, how.cluster,
                           [kernel, arguments] { std::apply(kernel, arguments); },
-                          on_cpu::holds_host_address(&arguments, sizeof(arguments))},
+                          takes_host_address},
                          reinterpret_cast<const void*>(kernel), how.stream),
           how.name);
 }
