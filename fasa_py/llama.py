@@ -275,8 +275,7 @@ class Llama(OpenAIStyle):
             f"KV cache {plan.kv_bytes / 2**20:.0f} MiB (dominant keys {plan.kv_dom_bytes / 2**20:.0f} MiB"
             f"{', the rest in host memory' if plan.kv == 'split' else ''}), "
             f"scratch {plan.scratch_bytes / 2**20:.0f} MiB\n"
-            f"memory: {plan.device_bytes / 2**20:.0f} MiB of the device's, "
-            f"{plan.host_bytes / 2**20:.0f} MiB of the host's\n"
+            f"taken: {plan.device_bytes / 2**20:.0f} MiB on the device, {plan.host_bytes / 2**20:.0f} MiB on the host\n"
             f"attention: {self.method}",
             file=sys.stderr,
         )

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 from collections import Counter
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _print_plan(out: Console, path: Path, args: argparse.Namespace) -> None:
+def _print_plan(out: Console, path: str | os.PathLike[str], args: argparse.Namespace) -> None:
     """Memory by what takes it and where, what there is, and what would fit."""
     options = method_options(args)
     kv, k_dom, kv_cache_rows = options.pop("kv"), options.pop("k_dom"), options.pop("kv_cache_rows", None)
@@ -89,7 +89,7 @@ def _print_plan(out: Console, path: Path, args: argparse.Namespace) -> None:
         kv_cache_rows,
     )
     info, plan = describe(path, settings, device=args.device, vram=args.vram)
-    rows: list[tuple[object, ...]] = [
+    rows = [
         ("weights", plan.weights_device_bytes, plan.weights_host_bytes),
         ("KV cache", plan.kv_device_bytes, plan.kv_host_bytes),
         ("scratch", plan.scratch_device_bytes, plan.scratch_host_bytes),
@@ -98,13 +98,14 @@ def _print_plan(out: Console, path: Path, args: argparse.Namespace) -> None:
         ("available", plan.device_available, plan.host_available),
         ("missing", plan.device_missing, plan.host_missing),
     ]
-    placement = ", KV cache split between it and the host" if plan.kv == "split" else ""
-    title = f"Plan: {plan.n_ctx:,} tokens on {info.device}{placement}"
+    placement = ", KV cache split between device and host" if plan.kv == "split" else ""
     cells = ((name, device, size(device), host, size(host)) for name, device, host in rows)
-    out.print(table(title, cells, ("bytes of", "device", "", "host", "")))
+    out.print(table(f"Plan for {plan.n_ctx:,} tokens", cells, ("bytes of", "device", "", "host", "")))
     largest = f"largest context that fits: {plan.n_ctx_max:,} tokens" if plan.n_ctx_max else "no context fits"
     trained = f" (trained: {info.n_ctx_train:,})" if plan.n_ctx_max > info.n_ctx_train else ""
-    out.print(Text(f"{'it fits' if plan.fits else 'it does not fit'}; {largest}{trained}"))
+    out.print(
+        Text(f"{'it fits' if plan.fits else 'it does not fit'}; {largest}{trained}\ndevice: {info.device}{placement}")
+    )
 
 
 def kv_bytes_per_token(metadata: Mapping[str, Any]) -> int | None:

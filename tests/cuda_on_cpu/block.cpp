@@ -240,6 +240,8 @@ bool has_valid_shape(const Kernel& k) {
 }
 
 void run(const Kernel& k) {
+    const char* faulty = std::getenv("FASA_ON_CPU_FAULT");
+    if (faulty && k.name == faulty) throw Fault("kernel " + k.name + ": a fault was asked for");
     prepare();
     kernel = &k;
     running = nullptr;

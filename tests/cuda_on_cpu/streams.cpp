@@ -1,6 +1,7 @@
 // Streams, events and graphs of the runtime. All streams share one queue, in the order of the calls.
 #include <chrono>
 #include <cstdio>
+#include <cstdlib>
 #include <deque>
 #include <map>
 #include <set>
@@ -36,6 +37,7 @@ std::set<cudaStream_t> streams;
 std::deque<Work> queue;
 std::map<const void*, size_t> allowed_shared;
 cudaError_t last_error = cudaSuccess, unreported = cudaSuccess;
+bool is_broken = false;  // by FASA_ON_CPU_FAULT: as a GPU's context after a fault, for good
 std::string fault_text = "a kernel failed";
 
 }  // namespace
@@ -57,6 +59,7 @@ bool is_any_capturing() {
 cudaError_t flush() {
     const Lock lock(mutex);
     if (is_any_capturing()) return remember(cudaErrorStreamCaptureUnsupported);
+    if (is_broken) return remember(cudaErrorLaunchFailure);
     if (unreported != cudaSuccess) return remember(std::exchange(unreported, cudaSuccess));
     if (queue.empty()) return cudaSuccess;
     const OpenDeviceMemory open;
@@ -69,6 +72,7 @@ cudaError_t flush() {
     } catch (const Fault& fault) {
         queue.clear();
         fault_text = fault.what();
+        is_broken = std::getenv("FASA_ON_CPU_FAULT");
         return remember(cudaErrorLaunchFailure);
     }
     return cudaSuccess;
@@ -88,6 +92,7 @@ cudaError_t enqueue(Work work, cudaStream_t stream) {
 
 cudaError_t launch(Kernel kernel, const void* function, cudaStream_t stream) {
     const Lock lock(mutex);
+    if (is_broken) return remember(cudaErrorLaunchFailure);
     if (kernel.takes_host_address) {
         fault_text = "kernel " + kernel.name + ": an argument is the address of host memory that is not pinned";
         return remember(cudaErrorLaunchFailure);
@@ -131,8 +136,9 @@ cudaError_t cudaGetLastError() { return std::exchange(last_error, cudaSuccess); 
 cudaError_t cudaPeekAtLastError() { return last_error; }
 
 cudaError_t cudaGetDeviceCount(int* n) {
-    *n = 1;
-    return cudaSuccess;
+    const char* asked = std::getenv("FASA_ON_CPU_GPUS");
+    *n = asked && std::string(asked) == "0" ? 0 : 1;
+    return *n > 0 ? cudaSuccess : remember(cudaErrorNoDevice);
 }
 
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+from engine import Table as RandomTable
 
+import fasa_py
+from fasa_py.cli import main
 from fasa_py.gguf import GGUF
-from fasa_py.model import ContextSettings, Model, Plan
+from fasa_py.memory import memory_size
+from fasa_py.model import ContextSettings, Model, Plan, build_info, gpus
+
+EMULATED = "CUDA on the CPU" in build_info().cuda_reason
+emulated = pytest.mark.skipif(not EMULATED, reason="needs the library with CUDA on the CPU (tests/cuda_on_cpu)")
 
 
 @pytest.fixture
@@ -32,7 +44,7 @@ def test_parts_add_up(tiny_model: Model, device: str) -> None:
 
 def test_largest_context_fits_and_one_more_does_not(tiny_model: Model) -> None:
     def plan(n_ctx: int) -> Plan:
-        return tiny_model.plan(ContextSettings(n_ctx=n_ctx))
+        return tiny_model.plan(ContextSettings(n_ctx=n_ctx, n_seq=64))
 
     most = plan(2**28)
     assert not most.fits
@@ -40,3 +52,219 @@ def test_largest_context_fits_and_one_more_does_not(tiny_model: Model) -> None:
     # What others take meanwhile moves the limit of host memory a little.
     assert plan(most.n_ctx_max * 9 // 10).fits
     assert not plan(most.n_ctx_max * 10 // 9).fits
+
+
+def _sizes(plan: Plan) -> Plan:
+    """Without what depends on the moment."""
+    return replace(plan, n_ctx_max=0, device_available=0, host_available=0)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"n_ctx": 77, "n_batch": 33, "n_seq": 2}, {"method": "oracle", "n_ctx": 50}, {"table": True, "kv": "split"}],
+)
+def test_a_plan_before_loading_is_that_of_the_loaded(tiny_path: Path, options: dict[str, Any], device: str) -> None:
+    if options.get("table"):
+        t = RandomTable.random(2, 4, 2, 10)
+        options = {**options, "table": t}
+    before = fasa_py.plan(tiny_path, device=device, **options)
+    with fasa_py.Llama(tiny_path, device=device, **options) as llm:
+        assert _sizes(llm.plan) == _sizes(before)
+        assert before.fits
+
+
+def test_a_context_that_does_not_fit_is_refused_before_loading(
+    tiny_path: Path, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class LoadedAnyway(Model):
+        def __init__(self, *args: Any, plan_only: bool = False, **options: Any) -> None:
+            assert plan_only
+            super().__init__(*args, plan_only=plan_only, **options)
+
+    monkeypatch.setattr("fasa_py.llama.Model", LoadedAnyway)
+    missing = fasa_py.plan(tiny_path, n_ctx=2**27, n_seq=500, device=device)
+    assert not missing.fits
+    with pytest.raises(fasa_py.OutOfMemoryError, match=r"\d+ bytes are missing; n_ctx = \d+ would fit"):
+        fasa_py.Llama(tiny_path, n_ctx=2**27, n_seq=500, device=device)
+
+
+def test_a_model_for_plans_makes_no_context(tiny_path: Path, device: str) -> None:
+    from fasa_py.model import Context
+
+    model = Model(GGUF(tiny_path), device, plan_only=True)
+    assert model.info.n_layer == 2
+    with pytest.raises(ValueError, match="plans only"):
+        Context(model, ContextSettings())
+
+
+def test_damaged_files_are_refused_by_plans(tmp_path: Path) -> None:
+    path = tmp_path / "x.gguf"
+    path.write_bytes(b"GGUF\3\0\0\0" + bytes([255] * 100))
+    with pytest.raises(fasa_py.FormatError):
+        fasa_py.plan(path)
+    with pytest.raises(OSError, match="cannot open"):
+        fasa_py.plan(tmp_path / "none.gguf")
+
+
+@pytest.mark.parametrize(
+    ("value", "n_bytes"),
+    [(None, 0), (123, 123), ("8GiB", 8 << 30), ("8G", 8 << 30), ("8GB", 8 * 10**9), ("1.5 MiB", 3 << 19), ("7", 7)],
+)
+def test_memory_sizes(value: Any, n_bytes: int) -> None:
+    assert memory_size(value) == n_bytes
+
+
+@pytest.mark.parametrize("value", ["", "8 apples", "-1", "GiB", 0, -5, True, 1.5, "0", "8gib", "9999999TiB"])
+def test_not_memory_sizes(value: Any) -> None:
+    with pytest.raises(ValueError, match="vram must be"):
+        memory_size(value)
+
+
+def test_a_limit_is_never_left_aside(tiny_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"limit of device memory.*CPU"):
+        fasa_py.Llama(tiny_path, device="cpu", vram="8GiB")
+    if build_info().cuda:
+        return
+    for load in (fasa_py.Llama, fasa_py.plan):
+        for device in ("auto", "cuda"):
+            with pytest.raises(fasa_py.UnsupportedError, match="no CUDA backend"):
+                load(tiny_path, device=device, vram="8GiB")
+
+
+def test_the_device_is_said(tiny_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", "fasa_py"), fasa_py.Llama(tiny_path, device="auto") as llm:
+        assert f"device auto: using {llm.device}" in caplog.messages
+        assert llm.device.startswith("cuda:0" if gpus()[0] else "cpu")
+        assert llm.device in repr(llm) and str(llm.n_ctx) in repr(llm)
+    assert caplog.text.count("device auto: using") == 1
+
+
+def test_gpus() -> None:
+    found, reason = gpus()
+    assert bool(found) != bool(reason)
+    assert len(found) == 0 or build_info().cuda
+    for gpu in found:
+        assert gpu.name and gpu.memory_bytes > 0 and gpu.n_multiprocessors > 0 and gpu.runtime_version >= 12000
+
+
+def test_info_shows_a_plan(tiny_path: Path, capsys: pytest.CaptureFixture[str], device: str) -> None:
+    assert main(["info", str(tiny_path)]) == 0
+    assert "Plan" not in capsys.readouterr().out
+    assert main(["info", str(tiny_path), "--n-ctx", "100", "--device", device]) == 0
+    out = capsys.readouterr().out
+    p = fasa_py.plan(tiny_path, n_ctx=100, device=device)
+    for fact in ("Plan for 100 tokens", f"{p.kv_bytes:,}", f"{p.host_bytes:,}", "it fits; largest context that fits"):
+        assert fact in out
+
+
+@pytest.mark.gpu
+def test_what_is_taken_is_what_was_planned(tiny_path: Path) -> None:
+    def available() -> int:
+        return fasa_py.plan(tiny_path, device="cuda").device_available
+
+    before = available()
+    with fasa_py.Llama(tiny_path, device="cuda") as llm:
+        taken = before - available()
+        planned = llm.plan.device_bytes
+        assert taken <= planned
+        if EMULATED:  # which counts bytes, and none for CUDA itself
+            assert taken == planned - llm.plan.system_device_bytes
+        llm.generate("abc" * 60, max_tokens=20, temperature=0)
+        assert before - available() == taken
+    assert available() == before
+
+
+@pytest.mark.gpu
+def test_a_limit(tiny_path: Path) -> None:
+    p = fasa_py.plan(tiny_path, n_ctx=100, device="cuda")
+    assert fasa_py.plan(tiny_path, n_ctx=100, device="cuda", vram=p.device_bytes).fits
+    with fasa_py.Llama(tiny_path, n_ctx=100, device="cuda", vram=p.device_bytes) as llm:
+        assert llm.generate("abc" * 20, max_tokens=5, temperature=0).text
+        assert llm.plan.device_available == p.device_bytes
+        with pytest.raises(fasa_py.OutOfMemoryError, match="bytes are missing"):
+            fasa_py.model.Context(llm._model, ContextSettings(n_ctx=100))  # a second one
+    short = fasa_py.plan(tiny_path, n_ctx=100, device="cuda", vram=p.device_bytes - 1)
+    assert (short.fits, short.device_missing) == (False, 1)
+    with pytest.raises(fasa_py.OutOfMemoryError, match=r"device memory.* 1 bytes are missing; n_ctx = \d+ would fit"):
+        fasa_py.Llama(tiny_path, n_ctx=100, device="cuda", vram=p.device_bytes - 1)
+    with fasa_py.Llama(tiny_path, n_ctx=short.n_ctx_max, device="cuda", vram=p.device_bytes - 1) as llm:
+        assert llm.n_ctx == short.n_ctx_max < 100
+
+
+@pytest.mark.gpu
+def test_weights_that_do_not_fit_are_not_uploaded(tiny_path: Path) -> None:
+    seen: list[float] = []
+    with pytest.raises(fasa_py.OutOfMemoryError, match=r"the weights take .* bytes are missing"):
+        Model(GGUF(tiny_path), "cuda", progress=seen.append, vram=1 << 20)
+    assert seen == []
+    with pytest.raises(fasa_py.OutOfMemoryError, match=r"weights.*no n_ctx would fit"):
+        fasa_py.Llama(tiny_path, device="cuda", vram="1MiB")
+
+
+@pytest.mark.gpu
+def test_the_upload_shows_progress(tiny_path: Path) -> None:
+    seen: list[float] = []
+    Model(GGUF(tiny_path), "cuda", progress=seen.append)
+    assert seen == sorted(seen) and 0.5 < seen[-1] <= 1
+
+
+_FAULT = """
+import sys
+import fasa_py
+path, kernel = sys.argv[1:]
+llm = fasa_py.Llama(path, device="cuda")
+for _ in range(2):
+    try:
+        llm.generate("abc" * 20, max_tokens=3)
+    except fasa_py.DeviceError as error:
+        assert "CUDA" in str(error), error
+        print(error)
+try:
+    fasa_py.Llama(path, device="cuda")
+except fasa_py.DeviceError as error:
+    print("again")
+llm.close()
+print(fasa_py.Llama(path, device="cpu").generate("abc", max_tokens=3, temperature=0).tokens)
+"""
+
+
+@emulated
+def test_the_cpu_works_after_a_fault(tiny_path: Path) -> None:
+    environment = {**os.environ, "FASA_ON_CPU_FAULT": "round_rows"}
+    command = [sys.executable, "-c", _FAULT, str(tiny_path), "round_rows"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    first, second, again, tokens = done.stdout.splitlines()
+    assert "kernel round_rows" in first and "kernel round_rows" in second and again == "again"
+    with fasa_py.Llama(tiny_path, device="cpu") as llm:
+        assert str(llm.generate("abc", max_tokens=3, temperature=0).tokens) == tokens
+
+
+_NO_GPU = """
+import sys
+import fasa_py
+path = sys.argv[1]
+plan = fasa_py.plan(path, n_ctx=100, vram="8GiB")
+assert plan.fits and plan.device_available == 8 << 30 and plan.device_bytes > plan.weights_device_bytes > 0
+for device in ("auto", "cuda"):
+    try:
+        fasa_py.Llama(path, n_ctx=100, vram="8GiB", device=device)
+    except fasa_py.DeviceError as error:
+        print(error)
+llm = fasa_py.Llama(path)
+print(llm.device)
+"""
+
+
+@emulated
+def test_plans_where_no_gpu_is_visible(tiny_path: Path) -> None:
+    environment = {**os.environ, "FASA_ON_CPU_GPUS": "0"}
+    command = [sys.executable, "-c", _NO_GPU, str(tiny_path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    auto, cuda, device = done.stdout.splitlines()
+    assert "no GPU" in auto and "no GPU" in cuda and device.startswith("cpu")
+    command = [sys.executable, "-m", "fasa_py", "info", str(tiny_path), "--vram", "8GiB"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "assumed: one of 132 multiprocessors" in done.stdout

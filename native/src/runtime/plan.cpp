@@ -28,7 +28,8 @@ fasa_plan measure(const Model& model, ContextConfig config) {
     p.kv_device_bytes = kv.n_bytes() - kv.host_bytes();
     p.kv_host_bytes = kv.host_bytes();
     p.kv_dom_bytes = kv.dom_bytes();
-    p.scratch_device_bytes = device_scratch(model, config, nullptr).n_bytes + kv.order_bytes() + ops.device;
+    p.scratch_device_bytes = device_scratch(model, config, nullptr).n_bytes + kv.order_bytes() + ops.device +
+                             selector_bytes(config.select, select_shape(model.h, config));
     p.row_cache_bytes = ops.row_cache;
     p.scratch_host_bytes = host_scratch(model, config, nullptr).n_bytes + ops.host;
     p.system_device_bytes = device.system_bytes() + ops.runs;

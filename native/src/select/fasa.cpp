@@ -10,7 +10,7 @@ class Fasa final : public ScoredSelector {
    public:
     explicit Fasa(const SelectorSetup& setup) : ScoredSelector(setup) {
         const SelectShape& s = setup.shape;
-        counts_.resize(size_t{1} * s.n_layer * s.n_head * s.layout.head_dim);
+        counts_.resize(fasa_bytes(setup.config, s));
         dominant_first_.assign(static_cast<size_t>(s.n_layer), true);
         for (int32_t layer = 0; layer < s.n_layer; ++layer) {
             for (int32_t head = 0; head < s.n_head; ++head) mark_dominant(setup, layer, head);
@@ -60,6 +60,10 @@ class Fasa final : public ScoredSelector {
 };
 
 }  // namespace
+
+size_t fasa_bytes(const SelectConfig&, const SelectShape& shape) {
+    return size_t{1} * shape.n_layer * shape.n_head * shape.layout.head_dim;
+}
 
 std::unique_ptr<Selector> make_fasa(const SelectorSetup& setup) {
     if (!setup.table) {

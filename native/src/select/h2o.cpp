@@ -15,8 +15,7 @@ class H2o final : public Selector {
           ops_(setup.ops),
           alive_(setup.scratch.selection),
           states_(size_t{1} * shape_.n_layer * shape_.n_seq),
-          mass_(setup.device.buffer(sizeof(float) * states_.size() * n_set_ * shape_.n_ctx,
-                                    "attention mass of method h2o")) {}
+          mass_(setup.device.buffer(h2o_bytes(config_, shape_), "attention mass of method h2o")) {}
 
     // A prompt attends to everything. A single token's attention is counted over what is not evicted yet, itself
     // included: the paper's cache of one more than the budget.
@@ -86,6 +85,10 @@ class H2o final : public Selector {
 };
 
 }  // namespace
+
+size_t h2o_bytes(const SelectConfig& config, const SelectShape& shape) {
+    return sizeof(float) * shape.n_layer * shape.n_seq * shape.n_set(config) * shape.n_ctx;
+}
 
 std::unique_ptr<Selector> make_h2o(const SelectorSetup& setup) { return std::make_unique<H2o>(setup); }
 

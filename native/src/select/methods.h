@@ -14,4 +14,11 @@ std::unique_ptr<Selector> make_snapkv(const SelectorSetup& setup);
 std::unique_ptr<Selector> make_sparq(const SelectorSetup& setup);
 std::unique_ptr<Selector> make_streaming(const SelectorSetup& setup);
 
+// Bytes of device memory that they take, beside the shared scratch; the others take none.
+size_t fasa_bytes(const SelectConfig& config, const SelectShape& shape);
+size_t h2o_bytes(const SelectConfig& config, const SelectShape& shape);
+size_t quest_bytes(const SelectConfig& config, const SelectShape& shape);
+size_t rkv_bytes(const SelectConfig& config, const SelectShape& shape);
+size_t snapkv_bytes(const SelectConfig& config, const SelectShape& shape);
+
 }  // namespace fasa

@@ -8,7 +8,10 @@
 namespace fasa {
 namespace {
 
-constexpr int32_t default_page = 16;
+int32_t page_of(const SelectConfig& config) {
+    constexpr int32_t default_page = 16;
+    return config.page > 1 ? config.page : default_page;
+}
 
 // max(q * high, q * low) is q+ * high + q- * low with q+ = max(q, 0) and q- = min(q, 0), so a page is scored like a key
 // of twice the dims, and the scores of heads are one product with the sum of their q+ and q-.
@@ -19,9 +22,8 @@ class Quest final : public Selector {
           shape_(setup.shape),
           ops_(setup.ops),
           scratch_(setup.scratch),
-          page_(config_.page > 1 ? config_.page : default_page),
-          bounds_(setup.device.buffer(size_t{2} * shape_.n_layer * shape_.n_seq * layer_values(),
-                                      "page bounds of method quest")),
+          page_(page_of(config_)),
+          bounds_(setup.device.buffer(quest_bytes(config_, shape_), "page bounds of method quest")),
           n_bounded_(size_t{1} * shape_.n_layer * shape_.n_seq) {}
 
     void select(const Step& step, Selection& out) override {
@@ -76,6 +78,11 @@ class Quest final : public Selector {
 };
 
 }  // namespace
+
+size_t quest_bytes(const SelectConfig& config, const SelectShape& shape) {
+    const size_t n_bounds = size_t{2} * n_pages(shape.n_ctx, page_of(config));
+    return sizeof(uint16_t) * shape.n_layer * shape.n_seq * shape.n_head_kv * n_bounds * shape.layout.head_dim;
+}
 
 std::unique_ptr<Selector> make_quest(const SelectorSetup& setup) { return std::make_unique<Quest>(setup); }
 

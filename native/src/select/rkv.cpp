@@ -8,6 +8,8 @@
 namespace fasa {
 namespace {
 
+size_t similarity_bytes(const SelectShape& shape) { return sizeof(float) * shape.n_head_kv * shape.n_ctx; }
+
 // A position is worth lambda * importance - (1 - lambda) * redundancy, with lambda = 1 - redundancy_weight:
 //   importance: its pooled votes, as a mean over voters and heads;
 //   redundancy: softmax over all cached positions of the mean cosine between its key and every other.
@@ -18,7 +20,7 @@ class Rkv final : public VotingSelector {
     explicit Rkv(const SelectorSetup& setup)
         : VotingSelector(setup),
           redundancy_(size_t{1} * shape_.n_head_kv * shape_.n_ctx),
-          similarity_(device_.buffer(sizeof(float) * redundancy_.size(), "similarity of keys")) {}
+          similarity_(device_.buffer(similarity_bytes(shape_), "similarity of keys")) {}
 
    protected:
     void appraise(const Step& step, float* votes, int32_t n_voters) override {
@@ -56,6 +58,10 @@ class Rkv final : public VotingSelector {
 };
 
 }  // namespace
+
+size_t rkv_bytes(const SelectConfig& config, const SelectShape& shape) {
+    return snapkv_bytes(config, shape) + similarity_bytes(shape);
+}
 
 std::unique_ptr<Selector> make_rkv(const SelectorSetup& setup) { return std::make_unique<Rkv>(setup); }
 

@@ -102,6 +102,9 @@ struct SelectorSetup {
 // Throws ARGUMENT for an unknown method (listing all) or values it cannot work with.
 std::unique_ptr<Selector> make_selector(const SelectorSetup& setup);
 
+// Bytes of device memory that make_selector takes.
+size_t selector_bytes(const SelectConfig& config, const SelectShape& shape);
+
 // "full, fasa, ..."
 const char* selector_names();
 

@@ -25,9 +25,8 @@ VotingSelector::VotingSelector(const SelectorSetup& setup)
       ops_(setup.ops),
       votes_(setup.scratch.scores),
       states_(size_t{1} * shape_.n_layer * shape_.n_seq),
-      queries_(
-          device_.buffer(sizeof(float) * states_.size() * config_.observe_window * query_values(), "observed queries")),
-      voters_(device_.buffer(sizeof(float) * config_.observe_window * query_values(), "voting queries")),
+      queries_(device_.buffer(states_.size() * window_bytes(config_, shape_), "observed queries")),
+      voters_(device_.buffer(window_bytes(config_, shape_), "voting queries")),
       host_votes_(size_t{1} * n_set_ * shape_.n_ctx) {}
 
 void VotingSelector::State::cut(int32_t n_tokens) {

@@ -22,6 +22,11 @@ class VotingSelector : public Selector {
     uint64_t bytes_read(const Step&) const override { return bytes_read_; }
     void forget(int32_t seq, int32_t n_tokens) override;
 
+    // A window of queries, of which there is one for every layer and sequence, and the one that votes.
+    static size_t window_bytes(const SelectConfig& c, const SelectShape& s) {
+        return sizeof(float) * c.observe_window * s.n_head * s.layout.head_dim;
+    }
+
    protected:
     // Turns the votes [n_set][n_ctx] of the positions before the voters, on the host, into what they are ranked by.
     virtual void appraise(const Step& /*step*/, float* /*votes*/, int32_t /*n_voters*/) {}
