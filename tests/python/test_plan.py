@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
@@ -120,6 +121,7 @@ def test_not_memory_sizes(value: Any) -> None:
         memory_size(value)
 
 
+@pytest.mark.auto
 def test_a_limit_is_never_left_aside(tiny_path: Path) -> None:
     with pytest.raises(ValueError, match=r"limit of device memory.*CPU"):
         fasa_py.Llama(tiny_path, device="cpu", vram="8GiB")
@@ -131,7 +133,9 @@ def test_a_limit_is_never_left_aside(tiny_path: Path) -> None:
                 load(tiny_path, device=device, vram="8GiB")
 
 
-def test_the_device_is_said(tiny_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.auto
+def test_the_device_is_said(tiny_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logging.getLogger("fasa_py"), "propagate", True)  # which the command line turns off
     with caplog.at_level("INFO", "fasa_py"), fasa_py.Llama(tiny_path, device="auto") as llm:
         assert f"device auto: using {llm.device}" in caplog.messages
         assert llm.device.startswith("cuda:0" if gpus()[0] else "cpu")
