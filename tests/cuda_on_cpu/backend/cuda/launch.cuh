@@ -44,6 +44,7 @@ void launch(const Launch& how, void (*kernel)(P...), A... args) {
                           on_cpu::holds_host_address(&arguments, sizeof(arguments))},
                          reinterpret_cast<const void*>(kernel), how.stream),
           how.name);
+    launched(how.stream, how.name);
 }
 
 }  // namespace fasa::cuda
