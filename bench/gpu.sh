@@ -117,6 +117,9 @@ step_python() {
     have_modules numpy cffi pytest gguf || return "$skipped"
     export_package
     "$python" -m pytest -c pyproject.toml -p no:cacheprovider -q -m gpu tests/python
+    # They skip where no GPU can be used, which is no success here.
+    grep -qE '[0-9]+ passed' "$out/python.log"
+    tail -n 1 "$out/python.log"
 }
 
 # Runs the sanitizer given on tests by name, several processes at a time: the references are computed on the CPU.

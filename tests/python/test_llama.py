@@ -453,7 +453,7 @@ def test_a_context_that_does_not_fit(tiny_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with pytest.raises(fasa_py.OutOfMemoryError, match=r"MiB.*would fit"):
-            Llama(tiny_path, n_ctx=2**28)
+            Llama(tiny_path, n_ctx=2**28, n_seq=64)
 
 
 @pytest.mark.parametrize(

@@ -365,13 +365,13 @@ def test_a_criterion_that_the_table_lacks() -> None:
 @each_device
 def test_the_criterion_decides_whatever_the_cache_was_split_by() -> None:
     """In a cache laid out by one criterion, the other one selects as in a cache of its own."""
-    options: dict[str, Any] = {"n_ctx": 2000, "n_fac": 48, "n_tip": 2, "dense_layers": 0}
+    options: dict[str, Any] = {"n_ctx": 2000, "n_fac": 48, "n_tip": 2, "dense_layers": 0, "dense_below": 0}
     own, switched = [], []
     for criterion in ("ca", "mass"):
         with Llama(table=made_up_table(5), method="fasa", criterion=criterion, **options) as llm:
             own.append(forced(llm))
             other = "mass" if criterion == "ca" else "ca"
-            llm.set_method("fasa", criterion=other, n_fac=48, n_tip=2, dense_layers=0)
+            llm.set_method("fasa", criterion=other, n_fac=48, n_tip=2, dense_layers=0, dense_below=0)
             switched.insert(0, forced(llm))
     assert difference(own[0], own[1]) > 0.1
     for a, b in zip(own, switched, strict=True):  # equal but for rounding: keys, and so their sums, in another order
@@ -430,7 +430,7 @@ def test_fasa_answers_with_a_fraction_of_the_bytes(llm: Llama) -> None:
 
 def test_counters_add_up(llm: Llama) -> None:
     """Bytes of a step: dominant keys of all cached tokens, whole keys and values of the selected ones [FASA §5]."""
-    llm.set_method("fasa", n_fac=100, n_tip=16)
+    llm.set_method("fasa", n_fac=100, n_tip=16, dense_below=0)
     result = complete(llm, LONG, 3)
     s = result.sparsity
     cached = [len(LONG) + 1, len(LONG) + 2]
@@ -445,7 +445,7 @@ def test_counters_add_up(llm: Llama) -> None:
 
 
 def test_a_share_of_the_tokens(llm: Llama) -> None:
-    llm.set_method("fasa", n_fac=0.1)
+    llm.set_method("fasa", n_fac=0.1, dense_below=0)
     assert llm.method.n_fac == 0.1
     selected = complete(llm, LONG, 2).sparsity.tokens_selected_per_layer
     assert selected == 2 * 151  # of 1,501 cached tokens, for each of two KV heads
@@ -453,8 +453,9 @@ def test_a_share_of_the_tokens(llm: Llama) -> None:
 
 def test_short_contexts_stay_dense(llm: Llama) -> None:
     resolved = llm.set_method("fasa")
-    assert resolved.dense_below is not None
-    limit = max(resolved.dense_below, 256)
+    assert resolved.dense_below is not None and resolved.dense_below >= 256
+    limit = 700
+    llm.set_method("fasa", dense_below=limit)
     short = complete(llm, LONG[: limit - 2], 3).sparsity
     longer = complete(llm, LONG[:limit], 3).sparsity
     assert short.layers_sparse == 0 < longer.layers_sparse
@@ -508,7 +509,7 @@ def test_streams_count_too(llm: Llama) -> None:
 @each_device
 @pytest.mark.parametrize("kv", ["device", "split"])
 def test_prefix_reuse_changes_nothing(kv: str) -> None:
-    with Llama(n_ctx=2000, table=made_up_table(), kv=kv, method="fasa", n_fac=64, dense_layers=0) as llm:
+    with Llama(n_ctx=2000, table=made_up_table(), kv=kv, method="fasa", n_fac=64, dense_layers=0, dense_below=0) as llm:
         fresh = complete(llm, LONG)
         longer = complete(llm, [*LONG, *fresh.tokens])
         assert longer.usage.reused_tokens >= len(LONG) + len(fresh.tokens) - FEW

@@ -44,7 +44,7 @@ def test_parts_add_up(tiny_model: Model, device: str) -> None:
 
 def test_largest_context_fits_and_one_more_does_not(tiny_model: Model) -> None:
     def plan(n_ctx: int) -> Plan:
-        return tiny_model.plan(ContextSettings(n_ctx=n_ctx))
+        return tiny_model.plan(ContextSettings(n_ctx=n_ctx, n_seq=64))
 
     most = plan(2**28)
     assert not most.fits

@@ -64,13 +64,21 @@ def same(
     rows: tuple[int, ...] = (-1, 16),
     **options: Any,
 ) -> None:
-    """What work finds is the same in both placements, whatever cache of rows the device has."""
+    """What work finds is the same in both placements: to the bit without a cache of rows on the device.
+
+    With one, kernels that look rows up take the place of those that do not (CudaOps::attend_best), and add the same
+    products up in another order.
+    """
     with open_engine(tiny, method, "device", **options) as engine:
         expected = work(engine)
     assert np.isfinite(expected).all()
     for n in rows:
         with open_engine(tiny, method, "split", kv_cache_rows=n, **options) as engine:
-            assert np.array_equal(work(engine), expected)
+            found = work(engine)
+        if n < 0:
+            assert np.array_equal(found, expected)
+        else:
+            np.testing.assert_allclose(found, expected, rtol=0, atol=2e-5 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize("method", METHODS)

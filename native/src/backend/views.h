@@ -92,7 +92,7 @@ struct KvView {
     const int16_t* order = nullptr;  // [n_head_kv][head_dim]: the file's dim stored at each place; nullptr: unchanged
     int32_t n_ctx = 0, n_head_kv = 0, head_dim = 0, n_dom = 0;
     int32_t host_layer = -1;  // which of the layers whose `rest` lies in host memory that ops reach; -1: none of them
-    KeyCodes codes = {};  // n_dom is 0 where there are any
+    KeyCodes codes = {};      // n_dom is 0 where there are any
 
     int64_t row_values() const { return 2 * int64_t{head_dim} - n_dom; }
     int64_t row(int32_t seq, int32_t head_kv, int32_t pos) const {

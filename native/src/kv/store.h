@@ -68,6 +68,11 @@ class KvStore {
     // Copies the first n_tokens of sequence src over those of dst.
     void copy(int32_t dst, int32_t src, int32_t n_tokens);
 
+    // Whether a span lies in memory that the host itself may read and write.
+    bool is_on_host(const void* span) const {
+        const auto* begin = static_cast<const uint8_t*>(host_rest_.data());
+        return !device_.has_own_memory() || (span >= begin && span < begin + host_rest_.n_bytes());
+    }
     // f(data, n_bytes) over all planes of the first n_tokens of a sequence, in a fixed order: of every layer and KV
     // head the dominant dims (coded: scales, then codes), then the rows.
     template <class F>

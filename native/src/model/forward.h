@@ -27,8 +27,9 @@ class Poll {
 class LayerHook {
    public:
     virtual ~LayerHook() = default;
-    // The layer's rows are in the cache; q [rows.n][n_head][head_dim] is rotated, in the order of the cache. For a single
-    // row it may attend to some positions itself, into y of the same shape, and returns true then; false: to all.
+    // The layer's rows are in the cache; q [rows.n][n_head][head_dim] is rotated, in the order of the cache. For a
+    // single row it may attend to some positions itself, into y of the same shape, and returns true then; false: to
+    // all.
     virtual bool attend(float* y, int32_t layer, Rows rows, const float* q, float scale, const KvView& kv) = 0;
 };
 

@@ -100,6 +100,7 @@ void write_state(const std::string& path, uint64_t fingerprint, const KvStore& k
     writer.write(tokens.data(), tokens.size_bytes());
     std::vector<uint8_t> staging(std::min(staging_bytes, kv.shape().n_bytes()));
     kv.for_each_span(seq, static_cast<int32_t>(tokens.size()), [&](const uint8_t* data, size_t n) {
+        if (kv.is_on_host(data)) return writer.write(data, n);
         for (size_t at = 0; at < n; at += staging.size()) {
             const size_t part = std::min(staging.size(), n - at);
             kv.device().copy(staging.data(), data + at, part);
@@ -165,7 +166,11 @@ void StateFile::restore(KvStore& kv, int32_t seq, int32_t* tokens) const {
     std::memcpy(tokens, at, sizeof(int32_t) * n_tokens_);
     at += sizeof(int32_t) * n_tokens_;
     kv.for_each_span(seq, n_tokens_, [&](void* data, size_t n) {
-        kv.device().copy(data, at, n);
+        if (kv.is_on_host(data)) {
+            std::memcpy(data, at, n);
+        } else {
+            kv.device().copy(data, at, n);
+        }
         at += n;
     });
 }

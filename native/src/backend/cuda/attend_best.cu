@@ -113,7 +113,8 @@ void AttendBest::run(const BestTask& t, cudaStream_t stream) const {
                    .n = 1,
                    .n_unit_queries = best::max_group,
                    .scale = t.scale * log2_e,
-                   .scratch = {}};
+                   .scratch = {},
+                   .cache = {}};
     task.scores = t.scores;
     task.n_set = t.n_set;
     task.past = t.past;
