@@ -1,8 +1,8 @@
 """Fixtures: the devices, the embedded demo model, and a tiny random one with a byte-level vocabulary.
 
-Whatever a machine has, ``device="auto"`` is the CPU in these tests, but for those marked ``auto``, and for those that
-use the fixture ``device``, or a fixture that uses it: they run on every device. Those on a GPU have the mark ``gpu``,
-and are skipped where there is none.
+Whatever a machine has, ``device="auto"`` is the CPU in these tests, but for those that use the fixture ``device``, or a
+fixture that uses it: they run on every device. Those on a GPU have the mark ``gpu``, and are skipped where there is
+none.
 """
 
 from __future__ import annotations
@@ -30,9 +30,6 @@ _parse_device = fasa_py.model.parse_device
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("gpu") and (reason := without_gpu()):
         pytest.skip(reason)
-    if item.get_closest_marker("auto"):
-        fasa_py.model.parse_device = _parse_device
-        return
     own = getattr(item, "callspec", None)
     chosen = own.params.get("device", "cpu") if own else "cpu"
     fasa_py.model.parse_device = lambda device: _parse_device(chosen if device == "auto" else device)

@@ -56,6 +56,7 @@ void launch(const Launch& how, void (*kernel)(P...), A... args) {
                           takes_host_address},
                          reinterpret_cast<const void*>(kernel), how.stream),
           how.name);
+    launched(how.stream, how.name);
 }
 
 }  // namespace fasa::cuda
