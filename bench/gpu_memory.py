@@ -120,7 +120,8 @@ def main() -> int:
     for name, taken, planned in stages:
         print(f"| {name} | {taken / MIB:.1f} | {planned / MIB:.1f} | {(taken - planned) / MIB:.1f} |")
     print(
-        f"\nplanned for CUDA itself {plan.system_device_bytes / MIB:.1f} MiB, on the host {plan.host_bytes / MIB:.1f} MiB"
+        f"\nplanned for CUDA itself {plan.system_device_bytes / MIB:.1f} MiB, "
+        f"on the host {plan.host_bytes / MIB:.1f} MiB"
     )
     planned = plan.device_bytes
     print(f"peak {peak / MIB:.1f} MiB, planned {planned / MIB:.1f} MiB: {peak / planned - 1:+.2%}")
