@@ -15,8 +15,8 @@ namespace fasa::cuda {
 // Throws MEMORY when memory is short, else DEVICE with the runtime's text and `what` was attempted.
 void check(cudaError_t status, const char* what);
 
-// Whether FASA_CUDA_SYNC=1 asks for it: every launch is then waited for and nothing is kept as a graph, so that a failure
-// names the kernel that it came from. Slow.
+// Whether FASA_CUDA_SYNC=1 asks for it: every launch is then waited for and nothing is kept as a graph, so that a
+// failure names the kernel that it came from. Slow.
 bool is_synchronous();
 // To be called after a launch of a kernel. Throws what went wrong, where launches are waited for.
 void launched(cudaStream_t stream, const char* name);

@@ -52,8 +52,7 @@ void launch(const Launch& how, void (*kernel)(P...), A... args) {
     const Arguments arguments(static_cast<P>(args)...);
     const bool takes_host_address = (holds_host_address<P>(static_cast<P>(args)) || ...);
     check(on_cpu::launch({how.name, how.grid, how.block, how.shared_bytes, how.overlap, how.cluster,
-                          [kernel, arguments] { std::apply(kernel, arguments); },
-                          takes_host_address},
+                          [kernel, arguments] { std::apply(kernel, arguments); }, takes_host_address},
                          reinterpret_cast<const void*>(kernel), how.stream),
           how.name);
     launched(how.stream, how.name);
