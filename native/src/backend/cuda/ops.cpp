@@ -12,6 +12,7 @@
 #include "backend/cuda/scores.h"
 #include "backend/cuda/system.h"
 #include "backend/cuda/weights.h"
+#include "base/error.h"
 
 namespace fasa::cuda {
 namespace {
