@@ -188,7 +188,7 @@ TEST(cuda_attend_best_of_shapes) {
                                {128, 32, 4, 2, 4, 1500, 32},  // two sets a KV head
                                {128, 24, 7, 1, 1, 1500, 8},
                                {128, 16, 2, 1, 1, 1500, 2},
-                               {128, 8, 1, 1, 1, 1500, 1},
+                               {128, 8, 1, 1, 1, 1500, 3},
                                {128, 64, 8, 1, 1, 1500, 132},
                                {64, 16, 12, 4, 4, 1500, 17},
                                {64, 8, 2, 2, 2, 1500, 8},
@@ -233,6 +233,11 @@ TEST(cuda_attend_best_of_long_contexts) {
         const unsigned n_slow = lab.check(20012, {256, 4, 32}, 20012);
         if (std::string(kind.name) == "equal") CHECK(n_slow == 2);  // one a set
     }
+    Lab wide({64, 16, 4, 2, 2, 20012, 4});  // shares with more candidates than blocks list
+    for (const Kind& kind : kinds) {
+        wide.set(kind);
+        wide.check(20012, {256, 4, 32}, 20012);
+    }
 }
 
 TEST(cuda_attend_best_leaves_what_it_cannot) {
@@ -245,6 +250,7 @@ TEST(cuda_attend_best_leaves_what_it_cannot) {
     auto other = task;
     other.kv.n_dom = 10;
     CHECK(!lab.op().takes(other));
+    CHECK(!Lab({64, 16, 4, 2, 2, 100, 3}).op().takes(task));  // blocks alone
     other = task;
     other.kv.head_dim = 80;
     CHECK(!lab.op().takes(other));

@@ -49,7 +49,6 @@ best::Layout layout_of(const Kernel& kernel, int32_t share, int group, int keep)
     layout.merge = take(cluster::max_blocks * best::max_group * sizeof(SoftmaxState) + n_value * sizeof(float));
     layout.mask = take(static_cast<size_t>(share) / 8);
     layout.list = take(static_cast<size_t>(std::min(share, keep)) * sizeof(uint16_t));
-    layout.scores = take(static_cast<size_t>(share) * sizeof(float));
     layout.slots = take(kernel.tile_bytes);
     layout.end = at;
     return layout;
@@ -91,7 +90,7 @@ AttendBest::Choice AttendBest::choose(const BestTask& t) const {
         if (layout.end > gpu_.shared_bytes) return {};
         const unsigned possible =
             largest_cluster(kernel->body, static_cast<unsigned>(t.n_set), dim3(cluster::n_thread), layout.end, n_block);
-        if (possible == 0) return {};
+        if (possible < 2) return {};  // blocks alone cannot send each other mail
         if (possible == n_block) return {kernel->body, layout, n_block};
         n_block /= 2;
     }

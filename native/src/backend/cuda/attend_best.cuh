@@ -38,37 +38,6 @@ struct Merge {
           n_item((n_value / 4 + n_block - 1) / n_block) {}
 };
 
-// The scores of the block's share come to `scores`, a sample of all to shared.sample, by the block. What lies behind
-// the last position are NaN.
-__device__ inline void load_scores(const float* from, float* scores, const cluster::Share& share, const Ranked& ranked,
-                                   float* sample) {
-    for (int i = 4 * threadIdx.x; i < share.n; i += 4 * n_thread) {
-        ptx::copy_async_16(scores + i, from + share.begin + i, share.begin + i < share.n_pos);
-    }
-    ptx::copy_async_commit();
-    if (threadIdx.x < n_rank_sample) {
-        sample[threadIdx.x] = from[min(ranked.sample(static_cast<int>(threadIdx.x)), share.n_pos - 1)];
-    }
-    ptx::copy_async_wait<0>();
-    __syncthreads();
-    if (share.begin + share.n <= share.n_pos) return;
-    for (int i = max(share.n_pos - share.begin, 0) + static_cast<int>(threadIdx.x); i < share.n; i += n_thread) {
-        scores[i] = NAN;
-    }
-    __syncthreads();
-}
-
-// Counts the ranked scores of the share by their bins.
-__device__ inline void count_scores(uint32_t* counts, const cluster::Share& share, const Ranked& ranked,
-                                    const cluster::Scale& scale) {
-    const int first = max(ranked.first - share.begin, 0), end = min(ranked.end - share.begin, share.n);
-#pragma unroll 4
-    for (int i = first + static_cast<int>(threadIdx.x); i < end; i += n_thread) {
-        const int bin = cluster::bin_of(scale.place(share.scores[i]));
-        if (bin > 0) atomicAdd(&counts[bin], 1u);
-    }
-}
-
 // The chosen positions of the block's share, ascending: their numbers in the share to list, and they themselves to the
 // selection, of which n_before lie in blocks before this one. Returns how many they are.
 __device__ inline int list_chosen(const cluster::Share& share, uint64_t* totals, uint16_t* list, int32_t* positions) {
@@ -78,12 +47,17 @@ __device__ inline int list_chosen(const cluster::Share& share, uint64_t* totals,
         const int32_t word = tile + static_cast<int32_t>(threadIdx.x);
         const uint32_t mask = word < n_word ? share.mask[word] : 0;
         uint64_t total;
-        int at =
+        const int at =
             n_listed + static_cast<int>(cluster::exclusive_sum(static_cast<uint64_t>(__popc(mask)), totals, total));
-        for (uint32_t left = mask; left; left &= left - 1, ++at) {
-            const int32_t i = 32 * word + __ffs(static_cast<int>(left)) - 1;
-            list[at] = static_cast<uint16_t>(i);
-            positions[at] = share.begin + i;
+        const int lane = threadIdx.x % 32;
+        for (uint32_t left = __ballot_sync(full_warp, mask); left; left &= left - 1) {
+            const int from = __ffs(static_cast<int>(left)) - 1;
+            const uint32_t bits = __shfl_sync(full_warp, mask, from);
+            const int number = __shfl_sync(full_warp, at, from) + __popc(bits & ((1u << lane) - 1));
+            const int i = 32 * (word - lane + from) + lane;
+            if (!(bits >> lane & 1)) continue;
+            list[number] = static_cast<uint16_t>(i);
+            positions[number] = share.begin + i;
         }
         n_listed += static_cast<int>(total);
     }
@@ -229,7 +203,6 @@ __global__ void __launch_bounds__(n_thread, head_dim < 256 ? 2 : 1) attend_best(
     cluster::Shared& shared = *reinterpret_cast<cluster::Shared*>(memory);
     uint8_t* const slots = memory + at.slots;
     uint16_t* const list = reinterpret_cast<uint16_t*>(memory + at.list);
-    float* const scores = reinterpret_cast<float*>(memory + at.scores);
     const int set = blockIdx.y;
     const unsigned rank = blockIdx.x, n_block = gridDim.x;
 
@@ -238,33 +211,40 @@ __global__ void __launch_bounds__(n_thread, head_dim < 256 ? 2 : 1) attend_best(
     const int32_t n_pos = n_past(task.past);
     const Ranked ranked(task.budget, n_pos);
     const int32_t all = static_cast<int32_t>(n_block) * 32, n_share = (n_pos + all - 1) / all * 32;
-    const cluster::Share share = {scores,
-                                  reinterpret_cast<uint32_t*>(memory + at.mask),
-                                  n_share * static_cast<int32_t>(rank),
-                                  n_share,
-                                  n_pos,
-                                  rank,
-                                  n_block};
+    const cluster::Share share = {
+        task.scores + set * int64_t{task.attend.kv.n_ctx} + n_share * static_cast<int32_t>(rank),
+        reinterpret_cast<uint32_t*>(memory + at.mask),
+        n_share * static_cast<int32_t>(rank),
+        n_share,
+        n_pos,
+        rank,
+        n_block};
     const Keys keys(task.attend.kv, seq_of(task.past), set, task.n_set);
-
-    shared.counts[threadIdx.x] = 0;
-    if (threadIdx.x == 0) shared.n_open = shared.n_open_before = 0;
-    const float expected_cut = cluster::expected_cut(ranked);
-    ptx::start_next();
-    ptx::wait_for_previous();
-    load_scores(task.scores + set * int64_t{task.attend.kv.n_ctx}, scores, share, ranked, shared.sample);
-    const cluster::Scale scale = cluster::scale_for(shared.sample, expected_cut);
-    count_scores(shared.counts, share, ranked, scale);
-    __syncthreads();
-    ptx::cluster_wait();  // all blocks run: their shared memory is there
 
     const uint32_t dom_bytes = 2 * static_cast<uint32_t>(keys.n_dom),
                    rest_bytes = 2 * static_cast<uint32_t>(keys.row_values);
-    const cluster::Chosen chosen = cluster::choose(shared, ranked, scale, share, [&](int32_t pos) {
+    const auto fetch = [&](int32_t pos) {
         if (task.attend.kv.host_layer >= 0) return;  // the L2 cache is for device memory
         ptx::prefetch(keys.rest + int64_t{pos} * keys.row_values, rest_bytes);
         ptx::prefetch(keys.dom + int64_t{pos} * keys.n_dom, dom_bytes);
-    });
+    };
+    cluster::clear(shared, share);
+    __syncthreads();
+    const bool chooses_all = ranked.n_best == ranked.end - ranked.first;
+    share.choose_all(0, chooses_all ? n_pos : ranked.first, fetch);
+    share.choose_all(chooses_all ? n_pos : ranked.end, n_pos, fetch);
+
+    ptx::start_next();
+    ptx::wait_for_previous();
+    cluster::Chosen chosen = {chooses_all ? min(max(share.begin, ranked.first), ranked.end) - ranked.first : 0, false};
+    if (!chooses_all && ranked.n_best > 0) {
+        const cluster::Scale scale = cluster::count_candidates(shared, ranked, share);
+        ptx::cluster_wait();  // all blocks run: their shared memory is there
+        chosen = cluster::choose_best(shared, ranked, scale, share, fetch);
+    } else {
+        __syncthreads();
+        ptx::cluster_wait();
+    }
     const int32_t n_forced = min(share.begin, ranked.first) + min(max(share.begin - ranked.end, 0), n_pos - ranked.end);
     const Selection& selection = task.attend.selection;
     int32_t* const positions = selection.positions + int64_t{set} * selection.capacity + chosen.n_before + n_forced;

@@ -16,7 +16,7 @@ namespace best {
 
 // Parts of a block's dynamic shared memory after cluster::Shared, in bytes from its beginning; 128-byte aligned.
 struct Layout {
-    uint32_t merge, mask, list, scores, slots, end;
+    uint32_t merge, mask, list, slots, end;
 };
 struct Task;
 

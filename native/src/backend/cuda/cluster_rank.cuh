@@ -1,8 +1,9 @@
-// Exact selection of a set's best positions by the blocks of a cluster: each keeps the scores of its share of the
-// positions in shared memory, and what they must know of each other they write into one another's. Scores are counted
-// into bins where they are made; the counts of all blocks tell in which bin the last chosen position lies, and only
-// that bin's few positions, the open ones, are compared. Where the bins do not tell them apart (they are far from the
-// scores' distribution, or many scores are equal) the last chosen one is found digit by digit instead.
+// Exact selection of a set's best positions by the blocks of a cluster, each of which has a share of the positions;
+// what they must know of each other they write into one another's shared memory. One pass over the scores leaves
+// candidates, those near the expected cut and above it, which are counted into bins; the counts of all blocks tell in
+// which bin the last chosen position lies, and only that bin's few positions, the open ones, are compared. Where the
+// bins do not tell them apart (they are far from the scores' distribution, or many scores are equal) the last chosen
+// one is found digit by digit instead.
 #pragma once
 
 #include <cstdint>
@@ -17,6 +18,7 @@ inline constexpr int max_blocks = 16;                     // of a cluster
 inline constexpr int n_bin = 256;                         // as many as a digit has values, and a block threads
 inline constexpr int n_even = 128;                        // bins of equal width; those above grow, 16 an octave
 inline constexpr int max_open = 512;
+inline constexpr int max_candidates = 2048;  // of a block; with more, its share is read again instead
 inline constexpr int32_t max_share = 65504;  // positions of a block: counts have 16 bits
 
 // Where a score lies among the bins. Any values give exact selections; good ones give fast ones.
@@ -50,12 +52,11 @@ __device__ inline float expected_cut(const Ranked& ranked) {
     return 1.2533f * (share < 0.5f ? z : -z);
 }
 
-// The even bins reach from 1.5 mean deviations below the expected cut to 2.5 above, by a sample of the scores;
-// all threads of all blocks get the same.
-__device__ inline Scale scale_for(const float* sample, float cut) {
+// The even bins reach from 1.5 mean deviations below the expected cut to 2.5 above, by a sample of the scores, two a
+// lane; all threads of all blocks get the same.
+__device__ inline Scale scale_for(float a, float b, float cut) {
     constexpr float per_deviation = 32, below = 1.5f;
-    const int lane = threadIdx.x % 32;
-    const Bins bins = bins_for(sample[lane], sample[lane + 32]);
+    const Bins bins = bins_for(a, b);
     const float per_unit = bins.per_unit * (per_deviation / bins_per_deviation);
     return {bins.centre, per_unit, (below - cut) * per_deviation};
 }
@@ -76,23 +77,48 @@ enum Mail { counts_mail, other_counts_mail, open_mail, chosen_mail, merge_mail, 
 struct Shared {
     uint16_t counts_of_blocks[2][max_blocks][n_bin];  // in turns, so that nobody overwrites what another still reads
     uint64_t open[max_open];                          // of all blocks, in any order
-    float sample[n_rank_sample];
     uint32_t counts[n_bin];
+    uint16_t candidates[max_candidates];  // in the share, in any order
     uint64_t chosen_of_blocks[max_blocks];
     uint64_t totals[n_warp];
     uint64_t mailbox[n_mail];
     Cut cut;
+    int32_t n_candidates;           // more than max_candidates: not listed
     int32_t n_open, n_open_before;  // of this block; chosen ones in blocks before this one
 };
 
 // A block's share of a set.
 struct Share {
-    const float* scores;  // [n], shared memory; NaN past the last position
+    const float* scores;  // [n] as far as there are positions
     uint32_t* mask;       // [n / 32], shared memory: the chosen positions
     int32_t begin, n;     // its first position, and how many, a multiple of 32
     int32_t n_pos;        // of the set
     unsigned rank, n_block;
+
+    __device__ void choose(int32_t pos) const { atomicOr(&mask[(pos - begin) / 32], 1u << (pos - begin) % 32); }
+    // Chooses those of [first, last) that are its own, by the block.
+    template <class Fetch>
+    __device__ void choose_all(int32_t first, int32_t last, Fetch fetch) const {
+        const int32_t end = min(last, begin + n);
+        for (int32_t pos = max(first, begin) + static_cast<int32_t>(threadIdx.x); pos < end; pos += n_thread) {
+            choose(pos);
+            fetch(pos);
+        }
+    }
+    // f(score, pos) for every ranked position of the share, by the block.
+    template <class F>
+    __device__ void for_ranked(const Ranked& ranked, F f) const {
+        const int32_t first = max(ranked.first - begin, 0), end = min(ranked.end - begin, n);
+        for (int32_t i = first + static_cast<int32_t>(threadIdx.x); i < end; i += n_thread) f(scores[i], begin + i);
+    }
 };
+
+// Before anything else, by the block; then its threads must meet.
+__device__ inline void clear(Shared& shared, const Share& share) {
+    shared.counts[threadIdx.x] = 0;
+    if (threadIdx.x == 0) shared.n_candidates = shared.n_open = shared.n_open_before = 0;
+    for (int32_t i = threadIdx.x; i < share.n / 32; i += n_thread) share.mask[i] = 0;
+}
 
 // The sum of x over the threads before this one, and over all. Both halves of x are sums of their own.
 __device__ inline uint64_t exclusive_sum(uint64_t x, uint64_t* totals, uint64_t& total) {
@@ -159,34 +185,58 @@ __device__ inline Cut find_cut(Shared& shared, int call, int32_t n_best, const S
     return shared.cut;
 }
 
-// Bits of the 32 positions from `word` on that lie in [first, end).
-__device__ inline uint32_t bits_between(int32_t word, int32_t first, int32_t end) {
-    const auto below = [&](int32_t pos) {
-        const int32_t n = min(max(pos - word, 0), 32);
-        return n == 32 ? ~0u : (1u << n) - 1;
-    };
-    return below(end) & ~below(first);
+// f(score, pos) for the candidates, or for every ranked position where they are too many to be listed.
+template <class F>
+__device__ void for_candidates(const Shared& shared, const Ranked& ranked, const Share& share, F f) {
+    if (shared.n_candidates > max_candidates) return share.for_ranked(ranked, f);
+    for (int32_t i = threadIdx.x; i < shared.n_candidates; i += n_thread) {
+        const int32_t at = shared.candidates[i];
+        f(share.scores[at], share.begin + at);
+    }
 }
 
-// Fills the mask: forced positions, and the ranked ones of which is_chosen(score, pos). By all threads of the block.
-// seen(score, pos, ranks, is_chosen) is called for every position, by one lane.
-template <class IsChosen, class Seen>
-__device__ void fill_mask(const Share& share, const Ranked& ranked, IsChosen is_chosen, Seen seen) {
-    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-#pragma unroll 4
-    for (int32_t word = warp; word < share.n / 32; word += n_warp) {
-        const int32_t first = share.begin + 32 * word, pos = first + lane;
-        const float score = share.scores[32 * word + lane];
-        uint32_t may = full_warp, forced = 0;
-        if (first < ranked.first || first + 32 > ranked.end) {
-            may = bits_between(first, ranked.first, ranked.end);
-            forced = bits_between(first, 0, share.n_pos) & ~may;
+// Lists the candidates of the share, ranked scores with places from 1 on, and counts them by their bins. By the block.
+__device__ inline Scale count_candidates(Shared& shared, const Ranked& ranked, const Share& share) {
+    constexpr int n_ahead = 8, n_tile = 4 * n_thread * n_ahead;
+    float4 x[n_ahead];
+    const auto place_of = [&](int k) { return 4 * (k * n_thread + static_cast<int32_t>(threadIdx.x)); };
+    const auto load = [&](int32_t tile) {
+#pragma unroll
+        for (int k = 0; k < n_ahead; ++k) {
+            const int32_t i = tile + place_of(k);
+            const bool is_valid = i < share.n && share.begin + i < share.n_pos;
+            x[k] = is_valid ? *reinterpret_cast<const float4*>(share.scores + i) : make_float4(NAN, NAN, NAN, NAN);
         }
-        const bool ranks = may >> lane & 1;
-        const uint32_t chosen = __ballot_sync(full_warp, ranks && is_chosen(score, pos)) | forced;
-        if (lane == 0) share.mask[word] = chosen;
-        seen(score, pos, ranks, chosen >> lane & 1);
+    };
+    load(0);
+    const float* all = share.scores - share.begin;
+    const int lane = threadIdx.x % 32;
+    const Scale scale = scale_for(all[ranked.sample(lane)], all[ranked.sample(lane + 32)], expected_cut(ranked));
+    for (int32_t tile = 0;;) {
+        uint32_t found = 0;
+#pragma unroll
+        for (int k = 0; k < n_ahead; ++k) {
+            const float score[4] = {x[k].x, x[k].y, x[k].z, x[k].w};
+#pragma unroll
+            for (int j = 0; j < 4; ++j) found |= (scale.place(score[j]) >= 1 ? 1u : 0u) << (4 * k + j);
+        }
+        int32_t at = found ? atomicAdd(&shared.n_candidates, __popc(found)) : 0;
+        for (; found; found &= found - 1) {
+            const int bit = __ffs(static_cast<int>(found)) - 1;
+            const int32_t i = tile + place_of(bit / 4) + bit % 4;
+            if (at < max_candidates) shared.candidates[at++] = static_cast<uint16_t>(i);
+        }
+        tile += n_tile;
+        if (tile >= share.n) break;
+        load(tile);
     }
+    __syncthreads();
+    for_candidates(shared, ranked, share, [&](float score, int32_t pos) {
+        const int bin = bin_of(scale.place(score));
+        if (bin > 0 && ranked.holds(pos)) atomicAdd(&shared.counts[bin], 1u);
+    });
+    __syncthreads();
+    return scale;
 }
 
 // A better position has a higher value: higher scores first, then lower positions. NaN equals -infinity, -0 equals 0.
@@ -205,11 +255,11 @@ __device__ inline void choose_open(Shared& shared, const Cut& cut, const Share& 
 #pragma unroll 4
         for (int j = 0; j < cut.n_inside; ++j) n_better += shared.open[j] > mine;
         if (n_better >= cut.n_left) continue;
-        const int32_t at = position_of(mine) - share.begin;
-        if (at < 0) {
+        const int32_t pos = position_of(mine);
+        if (pos < share.begin) {
             atomicAdd(&shared.n_open_before, 1);
-        } else if (at < share.n) {
-            atomicOr(&share.mask[at / 32], 1u << at % 32);
+        } else if (pos < share.begin + share.n) {
+            share.choose(pos);
         }
     }
     __syncthreads();
@@ -223,11 +273,10 @@ __device__ inline uint64_t last_chosen(Shared& shared, const Ranked& ranked, con
     for (int shift = 56;; shift -= 8, ++call) {
         shared.counts[threadIdx.x] = 0;
         __syncthreads();
-        for (int32_t i = threadIdx.x; i < share.n; i += n_thread) {
-            if (!ranked.holds(share.begin + i)) continue;
-            const uint64_t v = value_of(share.scores[i], share.begin + i);
+        share.for_ranked(ranked, [&](float score, int32_t pos) {
+            const uint64_t v = value_of(score, pos);
             if ((v & known) == value) atomicAdd(&shared.counts[v >> shift & (n_bin - 1)], 1u);
-        }
+        });
         __syncthreads();
         share_counts(shared, call, share);
         const Cut cut = find_cut(shared, call, n_left, share);
@@ -242,9 +291,11 @@ __device__ inline uint64_t last_chosen(Shared& shared, const Ranked& ranked, con
 __device__ inline int32_t choose_slowly(Shared& shared, const Ranked& ranked, const Share& share) {
     const uint64_t last = last_chosen(shared, ranked, share);
     int n = 0;
-    fill_mask(
-        share, ranked, [&](float score, int32_t pos) { return value_of(score, pos) >= last; },
-        [&](float, int32_t, bool ranks, bool is_chosen) { n += ranks && is_chosen; });
+    share.for_ranked(ranked, [&](float score, int32_t pos) {
+        if (value_of(score, pos) < last) return;
+        share.choose(pos);
+        ++n;
+    });
     uint64_t total;
     exclusive_sum(static_cast<uint64_t>(n), shared.totals, total);
     uint64_t* const box = &shared.mailbox[chosen_mail];
@@ -262,24 +313,12 @@ struct Chosen {
     bool slowly;
 };
 
-// Fills the mask with the share's part of the selection, once the block's threads have met after they counted all its
-// ranked scores with places from 1 on. fetch(pos) is called early, by some thread, for positions that are chosen or
-// might be. Afterwards the block's threads have met.
+// Chooses the share's part of the n_best ranked positions, by the candidates that all blocks have counted. fetch(pos)
+// is called early, by some thread, for positions that are chosen or might be. Afterwards the block's threads have met.
 template <class Fetch>
-__device__ Chosen choose(Shared& shared, const Ranked& ranked, const Scale& scale, const Share& share, Fetch fetch) {
+__device__ Chosen choose_best(Shared& shared, const Ranked& ranked, const Scale& scale, const Share& share,
+                              Fetch fetch) {
     share_counts(shared, 0, share);
-    const int32_t n_ranked = ranked.end - ranked.first;
-    const auto all_or_none = [&](bool all) {
-        fill_mask(
-            share, ranked, [&](float, int32_t) { return all; },
-            [&](float, int32_t pos, bool, bool is_chosen) {
-                if (is_chosen) fetch(pos);
-            });
-        __syncthreads();
-        return Chosen{all ? min(max(share.begin, ranked.first), ranked.end) - ranked.first : 0, false};
-    };
-    if (ranked.n_best == 0 || ranked.n_best == n_ranked) return all_or_none(ranked.n_best > 0);
-
     const Cut cut = find_cut(shared, 0, ranked.n_best, share);
     if (cut.bin < 0 || (!cut.is_whole() && cut.n_inside > max_open)) {
         const int32_t before = choose_slowly(shared, ranked, share);
@@ -289,21 +328,17 @@ __device__ Chosen choose(Shared& shared, const Ranked& ranked, const Scale& scal
     uint64_t* const box = &shared.mailbox[open_mail];
     if (threadIdx.x == 0 && !cut.is_whole()) ptx::expect_mail(box, cut.n_inside * sizeof(uint64_t));
     const float sure = edge_of(cut.is_whole() ? cut.bin : cut.bin + 1), open = edge_of(cut.bin);
-    fill_mask(
-        share, ranked, [&](float score, int32_t) { return scale.place(score) >= sure; },
-        [&](float score, int32_t pos, bool ranks, bool is_chosen) {
-            if (is_chosen) fetch(pos);
-            if (is_chosen || !ranks || !(scale.place(score) >= open)) return;
-            fetch(pos);
-            const int at = cut.n_inside_before + atomicAdd(&shared.n_open, 1);
-            const uint64_t value = value_of(score, pos);
-            for (unsigned block = 0; block < share.n_block; ++block) ptx::send(&shared.open[at], value, box, block);
-        });
-    if (cut.is_whole()) {
-        __syncthreads();
-        return {cut.n_above_before + cut.n_inside_before, false};
-    }
-    __syncthreads();  // the mask is complete before its bits are set
+    for_candidates(shared, ranked, share, [&](float score, int32_t pos) {
+        const float place = scale.place(score);
+        if (!(place >= open) || !ranked.holds(pos)) return;
+        fetch(pos);
+        if (place >= sure) return share.choose(pos);
+        const int at = cut.n_inside_before + atomicAdd(&shared.n_open, 1);
+        const uint64_t value = value_of(score, pos);
+        for (unsigned block = 0; block < share.n_block; ++block) ptx::send(&shared.open[at], value, box, block);
+    });
+    __syncthreads();
+    if (cut.is_whole()) return {cut.n_above_before + cut.n_inside_before, false};
     ptx::wait_for_mail(box, 0);
     choose_open(shared, cut, share);
     return {cut.n_above_before + shared.n_open_before, false};
