@@ -36,7 +36,7 @@ int32_t share_of(int32_t n_pos, unsigned n_block) {
     return (std::max(n_pos, 1) + all - 1) / all * 32;
 }
 
-best::Layout layout_of(const Kernel& kernel, int32_t share, int group, int keep) {
+best::Layout layout_of(const Kernel& kernel, int32_t share, int group, const Budget& budget, unsigned n_block) {
     uint32_t at = 0;
     const auto take = [&](size_t n_bytes) {
         const uint32_t here = at;
@@ -48,7 +48,10 @@ best::Layout layout_of(const Kernel& kernel, int32_t share, int group, int keep)
     const size_t n_value = static_cast<size_t>(group * kernel.head_dim) + 4 * cluster::max_blocks;
     layout.merge = take(cluster::max_blocks * best::max_group * sizeof(SoftmaxState) + n_value * sizeof(float));
     layout.mask = take(static_cast<size_t>(share) / 8);
-    layout.list = take(static_cast<size_t>(std::min(share, keep)) * sizeof(uint16_t));
+    const int32_t n_forced =
+        static_cast<int32_t>(std::min(int64_t{budget.keep}, int64_t{budget.n_sink} + budget.n_recent));
+    const int32_t n_own = share + (n_forced + static_cast<int32_t>(n_block) - 1) / static_cast<int32_t>(n_block);
+    layout.list = take(static_cast<size_t>(std::min(n_own, budget.keep)) * sizeof(int32_t));
     layout.slots = take(kernel.tile_bytes);
     layout.end = at;
     return layout;
@@ -86,7 +89,7 @@ AttendBest::Choice AttendBest::choose(const BestTask& t) const {
     for (unsigned n_block = cluster_for(gpu_.n_sm, t.n_set);;) {
         const int32_t share = share_of(t.past.n_pos_max, n_block);
         if (share > cluster::max_share) return {};
-        const best::Layout layout = layout_of(*kernel, share, group, t.budget.keep);
+        const best::Layout layout = layout_of(*kernel, share, group, t.budget, n_block);
         if (layout.end > gpu_.shared_bytes) return {};
         const unsigned possible =
             largest_cluster(kernel->body, static_cast<unsigned>(t.n_set), dim3(cluster::n_thread), layout.end, n_block);

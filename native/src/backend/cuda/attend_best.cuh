@@ -38,30 +38,46 @@ struct Merge {
           n_item((n_value / 4 + n_block - 1) / n_block) {}
 };
 
-// The chosen positions of the block's share, ascending: their numbers in the share to list, and they themselves to the
-// selection, of which n_before lie in blocks before this one. Returns how many they are.
-__device__ inline int list_chosen(const cluster::Share& share, uint64_t* totals, uint16_t* list, int32_t* positions) {
+// Positions that are always kept do not lie evenly, so the blocks take them in turns.
+struct Forced {
+    int32_t first, gap;  // number i is position i, from number `first` on i + gap
+    int32_t n_best;      // ranked ones, which come between them in a selection
+    int32_t n, rank, n_block;
+
+    __device__ Forced(const Ranked& ranked, int32_t n_pos, unsigned block, unsigned n_blocks)
+        : first(ranked.first),
+          gap(ranked.end - ranked.first),
+          n_best(ranked.n_best),
+          n(n_pos - gap),
+          rank(static_cast<int32_t>(block)),
+          n_block(static_cast<int32_t>(n_blocks)) {}
+    // f(i, position, its number in the selection) for the block's own, the i-th of them; each by some thread.
+    template <class F>
+    __device__ void for_own(F f) const {
+        for (int32_t i = threadIdx.x; i < n_own(); i += n_thread) {
+            const int32_t at = rank + i * n_block;
+            f(i, at < first ? at : at + gap, at < first ? at : at + n_best);
+        }
+    }
+    __device__ int32_t n_own() const { return (n - rank + n_block - 1) / n_block; }
+};
+
+// The chosen positions of the block's share, ascending, to list and to `selected`. Returns how many they are; before
+// others read them, the block's threads must meet.
+__device__ inline int list_chosen(const cluster::Share& share, uint64_t* totals, int32_t* list, int32_t* selected) {
     int n_listed = 0;
     const int32_t n_word = share.n / 32;
     for (int32_t tile = 0; tile < n_word; tile += n_thread) {
         const int32_t word = tile + static_cast<int32_t>(threadIdx.x);
         const uint32_t mask = word < n_word ? share.mask[word] : 0;
         uint64_t total;
-        const int at =
+        int at =
             n_listed + static_cast<int>(cluster::exclusive_sum(static_cast<uint64_t>(__popc(mask)), totals, total));
-        const int lane = threadIdx.x % 32;
-        for (uint32_t left = __ballot_sync(full_warp, mask); left; left &= left - 1) {
-            const int from = __ffs(static_cast<int>(left)) - 1;
-            const uint32_t bits = __shfl_sync(full_warp, mask, from);
-            const int number = __shfl_sync(full_warp, at, from) + __popc(bits & ((1u << lane) - 1));
-            const int i = 32 * (word - lane + from) + lane;
-            if (!(bits >> lane & 1)) continue;
-            list[number] = static_cast<uint16_t>(i);
-            positions[number] = share.begin + i;
+        for (uint32_t left = mask; left; left &= left - 1, ++at) {
+            list[at] = selected[at] = share.begin + 32 * word + __ffs(static_cast<int>(left)) - 1;
         }
         n_listed += static_cast<int>(total);
     }
-    __syncthreads();
     return n_listed;
 }
 
@@ -83,8 +99,7 @@ struct Tiles {
 
 // Brings listed rows, from number `first` on, into all slots, by the block.
 template <int head_dim>
-__device__ void copy_rows(uint8_t* slots, const Keys& keys, const uint16_t* list, int32_t begin, int first,
-                          int n_listed) {
+__device__ void copy_rows(uint8_t* slots, const Keys& keys, const int32_t* list, int first, int n_listed) {
     using T = Tiles<head_dim>;
     constexpr int row_words = head_dim / 4;
     const int n_row = min((n_listed - first + decode::n_tile - 1) / decode::n_tile, T::n_slot) * decode::n_tile;
@@ -92,7 +107,7 @@ __device__ void copy_rows(uint8_t* slots, const Keys& keys, const uint16_t* list
     for (int i = threadIdx.x; i < n_row * row_words; i += n_thread) {
         const int row = i / row_words, at = 8 * (i % row_words);
         const bool is_valid = first + row < n_listed;
-        const int64_t pos = is_valid ? begin + list[first + row] : 0;
+        const int64_t pos = is_valid ? list[first + row] : 0;
         const uint16_t* from =
             at < keys.n_dom ? keys.dom + pos * keys.n_dom + at : keys.rest + pos * keys.row_values + (at - keys.n_dom);
         ptx::copy_async_16(slots + row * T::row_bytes + 2 * at, from, is_valid);
@@ -100,36 +115,95 @@ __device__ void copy_rows(uint8_t* slots, const Keys& keys, const uint16_t* list
     ptx::copy_async_commit();
 }
 
-// Attention to the listed rows by the block's warps; states [n_slot][max_group] and values stay for merging. Returns in
+template <int head_dim>
+using Queries = decode::Queries<head_dim, Tiles<head_dim>::value_dim>;
+
+// Attention to n listed rows by the block's warps; states [n_slot][max_group] and values stay for merging. Returns in
 // how many slots.
 template <int head_dim>
-__device__ int attend_listed(const Task& task, const decode::Unit& u, const Keys& keys, const uint16_t* list,
-                             int32_t begin, uint8_t* slots, SoftmaxState* state) {
+__device__ int attend_listed(Queries<head_dim> (&queries)[1], const Keys& keys, const int32_t* list, int n,
+                             uint8_t* slots, SoftmaxState* state) {
     using T = Tiles<head_dim>;
     const int slot = threadIdx.x / 32 / T::n_part, part = threadIdx.x / 32 % T::n_part;
-    const int n_tile = (u.n_pos + decode::n_tile - 1) / decode::n_tile;
+    const int n_tile = (n + decode::n_tile - 1) / decode::n_tile;
     if (n_tile == 0) return 0;
-    copy_rows<head_dim>(slots, keys, list, begin, 0, u.n_pos);
-    decode::Queries<head_dim, T::value_dim> queries[1];
-    if (slot < n_tile) queries[0].load(task.attend, u, 0);
+    copy_rows<head_dim>(slots, keys, list, 0, n);
+    queries[0].see(n);
     for (int tile = slot;; tile += T::n_slot) {
         ptx::copy_async_wait<0>();
         __syncthreads();
         const int first = tile * decode::n_tile;
         if (tile < n_tile) {
-            decode::add_tile(queries, slots + slot * T::slot_bytes, first, first + decode::n_tile <= u.n_pos,
+            decode::add_tile(queries, slots + slot * T::slot_bytes, first, first + decode::n_tile <= n,
                              part * T::value_dim);
         }
         __syncthreads();
         const int next = tile - slot + T::n_slot;
         if (next >= n_tile) break;
-        copy_rows<head_dim>(slots, keys, list, begin, next * decode::n_tile, u.n_pos);
+        copy_rows<head_dim>(slots, keys, list, next * decode::n_tile, n);
     }
     if (slot < n_tile) {
         queries[0].write(state + slot * max_group, T::values(slots, slot, 0, part * T::value_dim), T::query_stride);
     }
     __syncthreads();
     return min(n_tile, T::n_slot);
+}
+
+// The softmaxes of a block's slots that have one, of a query.
+template <int n_slot>
+struct Slots {
+    float weight[n_slot];
+    SoftmaxState all;
+
+    __device__ Slots(const SoftmaxState* state, int n_active, int query) {
+        SoftmaxState of[n_slot];
+        all = {-INFINITY, 0};
+#pragma unroll
+        for (int i = 0; i < n_slot; ++i) {
+            of[i] = i < n_active ? state[i * max_group + query] : SoftmaxState{-INFINITY, 0};
+            all.top = fmaxf(all.top, of[i].top);
+        }
+#pragma unroll
+        for (int i = 0; i < n_slot; ++i) {
+            weight[i] = exp2f(of[i].top - decode::finite_top(all.top));
+            all.sum = fmaf(weight[i], of[i].sum, all.sum);
+        }
+    }
+};
+
+// Merges what came from all blocks into the block's part of y: neighbouring lanes share a number.
+template <int head_dim>
+__device__ void store(const Task& task, const decode::Unit& u, const Merge& merge, unsigned rank, unsigned n_block) {
+    constexpr int lanes = 8;
+    for (int i = threadIdx.x; i < 4 * merge.n_item * lanes; i += n_thread) {
+        const int number = i / lanes, part = i % lanes, item = static_cast<int>(rank) * merge.n_item + number / 4;
+        const int query = min(item / (head_dim / 4), u.n - 1);
+        SoftmaxState of[cluster::max_blocks / lanes];
+        float top = -INFINITY, sum = 0, value = 0;
+#pragma unroll
+        for (int j = 0; j < cluster::max_blocks / lanes; ++j) {
+            const unsigned block = static_cast<unsigned>(part + j * lanes);
+            of[j] = block < n_block ? merge.state[block * max_group + query] : SoftmaxState{-INFINITY, 0};
+            top = fmaxf(top, of[j].top);
+        }
+#pragma unroll
+        for (int bit = 1; bit < lanes; bit *= 2) top = fmaxf(top, __shfl_xor_sync(full_warp, top, bit));
+#pragma unroll
+        for (int j = 0; j < cluster::max_blocks / lanes; ++j) {
+            const unsigned block = static_cast<unsigned>(part + j * lanes);
+            if (block >= n_block) break;
+            const float w = exp2f(of[j].top - decode::finite_top(top));
+            sum = fmaf(w, of[j].sum, sum);
+            value = fmaf(w, reinterpret_cast<const float*>(merge.values + block * merge.n_item)[number], value);
+        }
+#pragma unroll
+        for (int bit = 1; bit < lanes; bit *= 2) {
+            sum += __shfl_xor_sync(full_warp, sum, bit);
+            value += __shfl_xor_sync(full_warp, value, bit);
+        }
+        if (part > 0 || item / (head_dim / 4) >= u.n) continue;
+        task.attend.y[decode::offset(task.attend, u, query) + item % (head_dim / 4) * 4 + number % 4] = value / sum;
+    }
 }
 
 // Merges the softmaxes of the block's first n_active slots, hands every block its part of the dims, and merges what
@@ -142,22 +216,16 @@ __device__ void merge_all(const Task& task, const decode::Unit& u, const Merge& 
     const int n_item = u.n * per_query,
               n_own = min(max(n_item - static_cast<int>(rank) * merge.n_item, 0), merge.n_item);
     if (threadIdx.x == 0) ptx::expect_mail(box, n_block * (n_own * sizeof(float4) + u.n * sizeof(SoftmaxState)));
-    const auto weight_of = [&](int slot, int query, float top) {
-        return exp2f(state[slot * max_group + query].top - decode::finite_top(top));
-    };
-    const auto top_of = [&](int query) {
-        float top = -INFINITY;
-        for (int slot = 0; slot < n_active; ++slot) top = fmaxf(top, state[slot * max_group + query].top);
-        return top;
-    };
+    using T = Tiles<head_dim>;
     for (int i = threadIdx.x; i < n_item; i += n_thread) {
         const int query = i / per_query;
-        const float top = top_of(query);
+        const Slots<T::n_slot> weigh(state, n_active, query);
         float4 sum = {0, 0, 0, 0};
-        for (int slot = 0; slot < n_active; ++slot) {
-            const float w = weight_of(slot, query, top);
-            const float4 v =
-                *reinterpret_cast<const float4*>(Tiles<head_dim>::values(slots, slot, query, i % per_query * 4));
+#pragma unroll
+        for (int slot = 0; slot < T::n_slot; ++slot) {
+            if (slot >= n_active) break;
+            const float w = weigh.weight[slot];
+            const float4 v = *reinterpret_cast<const float4*>(T::values(slots, slot, query, i % per_query * 4));
             sum = {fmaf(w, v.x, sum.x), fmaf(w, v.y, sum.y), fmaf(w, v.z, sum.z), fmaf(w, v.w, sum.w)};
         }
         float4* to = merge.values + static_cast<int>(rank) * merge.n_item + i % merge.n_item;
@@ -166,34 +234,16 @@ __device__ void merge_all(const Task& task, const decode::Unit& u, const Merge& 
             make_uint4(__float_as_uint(sum.x), __float_as_uint(sum.y), __float_as_uint(sum.z), __float_as_uint(sum.w)),
             box, static_cast<uint32_t>(i / merge.n_item));
     }
-    for (int i = threadIdx.x; i < u.n * static_cast<int>(n_block); i += n_thread) {
+    // From the last thread on, as the first ones are busy.
+    for (int i = n_thread - 1 - static_cast<int>(threadIdx.x); i < u.n * static_cast<int>(n_block); i += n_thread) {
         const int query = i % u.n;
-        SoftmaxState whole = {top_of(query), 0};
-        for (int slot = 0; slot < n_active; ++slot) {
-            whole.sum = fmaf(weight_of(slot, query, whole.top), state[slot * max_group + query].sum, whole.sum);
-        }
+        const SoftmaxState whole = Slots<T::n_slot>(state, n_active, query).all;
         ptx::send(reinterpret_cast<uint64_t*>(&merge.state[rank * max_group + query]),
                   uint64_t{__float_as_uint(whole.sum)} << 32 | __float_as_uint(whole.top), box,
                   static_cast<uint32_t>(i / u.n));
     }
     ptx::wait_for_mail(box, 0);
-
-    for (int i = threadIdx.x; i < 4 * merge.n_item; i += n_thread) {
-        const int item = static_cast<int>(rank) * merge.n_item + i / 4, query = item / per_query;
-        if (query >= u.n) continue;
-        float top = -INFINITY, sum = 0, value = 0;
-        for (unsigned block = 0; block < n_block; ++block) {
-            top = fmaxf(top, merge.state[block * max_group + query].top);
-        }
-#pragma unroll 4
-        for (unsigned block = 0; block < n_block; ++block) {
-            const SoftmaxState part = merge.state[block * max_group + query];
-            const float w = exp2f(part.top - decode::finite_top(top));
-            sum = fmaf(w, part.sum, sum);
-            value = fmaf(w, reinterpret_cast<const float*>(merge.values + block * merge.n_item)[i], value);
-        }
-        task.attend.y[decode::offset(task.attend, u, query) + item % per_query * 4 + i % 4] = value / sum;
-    }
+    store<head_dim>(task, u, merge, rank, n_block);
 }
 
 template <int head_dim>
@@ -202,7 +252,7 @@ __global__ void __launch_bounds__(n_thread, head_dim < 256 ? 2 : 1) attend_best(
     const Layout& at = task.layout;
     cluster::Shared& shared = *reinterpret_cast<cluster::Shared*>(memory);
     uint8_t* const slots = memory + at.slots;
-    uint16_t* const list = reinterpret_cast<uint16_t*>(memory + at.list);
+    int32_t* const list = reinterpret_cast<int32_t*>(memory + at.list);
     const int set = blockIdx.y;
     const unsigned rank = blockIdx.x, n_block = gridDim.x;
 
@@ -229,37 +279,37 @@ __global__ void __launch_bounds__(n_thread, head_dim < 256 ? 2 : 1) attend_best(
         ptx::prefetch(keys.dom + int64_t{pos} * keys.n_dom, dom_bytes);
     };
     cluster::clear(shared, share);
+    const Forced forced(ranked, n_pos, rank, n_block);
+    forced.for_own([&](int32_t, int32_t pos, int32_t) { fetch(pos); });
     __syncthreads();
-    const bool chooses_all = ranked.n_best == ranked.end - ranked.first;
-    share.choose_all(0, chooses_all ? n_pos : ranked.first, fetch);
-    share.choose_all(chooses_all ? n_pos : ranked.end, n_pos, fetch);
 
     ptx::start_next();
     ptx::wait_for_previous();
-    cluster::Chosen chosen = {chooses_all ? min(max(share.begin, ranked.first), ranked.end) - ranked.first : 0, false};
-    if (!chooses_all && ranked.n_best > 0) {
+    decode::Unit u = {};
+    u.set = set, u.n = task.attend.group;
+    Queries<head_dim> queries[1];
+    cluster::Chosen chosen = {0, false};
+    if (ranked.n_best < ranked.end - ranked.first && ranked.n_best > 0) {
         const cluster::Scale scale = cluster::count_candidates(shared, ranked, share);
         ptx::cluster_wait();  // all blocks run: their shared memory is there
-        chosen = cluster::choose_best(shared, ranked, scale, share, fetch);
+        chosen = cluster::choose_best(shared, ranked, scale, share, fetch, [&] { queries[0].load(task.attend, u, 0); });
     } else {
-        __syncthreads();
+        chosen.n_before = cluster::choose_all_or_none(ranked, share);
+        queries[0].load(task.attend, u, 0);
         ptx::cluster_wait();
     }
-    const int32_t n_forced = min(share.begin, ranked.first) + min(max(share.begin - ranked.end, 0), n_pos - ranked.end);
     const Selection& selection = task.attend.selection;
-    int32_t* const positions = selection.positions + int64_t{set} * selection.capacity + chosen.n_before + n_forced;
-    const int n_listed = list_chosen(share, shared.totals, list, positions);
+    int32_t* const selected = selection.positions + int64_t{set} * selection.capacity;
+    const int n_chosen = list_chosen(share, shared.totals, list, selected + ranked.first + chosen.n_before);
+    forced.for_own([&](int32_t i, int32_t pos, int32_t number) { list[n_chosen + i] = selected[number] = pos; });
     if (rank == 0 && threadIdx.x == 0) {
         selection.count[set] = ranked.keep;
         if (chosen.slowly) atomicAdd(task.n_slow, 1u);
     }
+    __syncthreads();
 
-    decode::Unit u = {};
-    u.set = set, u.n = task.attend.group;
-    u.n_pos = u.n_pos_all = n_listed;
-    u.list = positions;
     SoftmaxState* const state = reinterpret_cast<SoftmaxState*>(shared.open);  // [n_slot][max_group]
-    const int n_active = attend_listed<head_dim>(task, u, keys, list, share.begin, slots, state);
+    const int n_active = attend_listed<head_dim>(queries, keys, list, n_chosen + forced.n_own(), slots, state);
     const Merge merge(memory + at.merge, u.n * head_dim, static_cast<int>(n_block));
     merge_all<head_dim>(task, u, merge, state, slots, n_active, rank, n_block, &shared.mailbox[cluster::merge_mail]);
 }

@@ -181,6 +181,8 @@ class Queries {
         scale_ = a.scale * __uint_as_float(exponent << 23);
         n_visible_ = is_query ? visible(a, u, query) : u.n_pos;
     }
+    // All queries see just the unit's first n positions, which was not known when they were loaded.
+    __device__ void see(int n) { n_visible_ = n; }
 
     // Dims 16 * step .. of the product of queries and a tile's keys: [i] for positions 8 * i .. of the tile.
     __device__ void add_scores(float (&product)[2][4], const uint32_t (&keys)[4], int step) const {

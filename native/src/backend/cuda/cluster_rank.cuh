@@ -90,21 +90,12 @@ struct Shared {
 // A block's share of a set.
 struct Share {
     const float* scores;  // [n] as far as there are positions
-    uint32_t* mask;       // [n / 32], shared memory: the chosen positions
+    uint32_t* mask;       // [n / 32], shared memory: the chosen ones of the ranked positions
     int32_t begin, n;     // its first position, and how many, a multiple of 32
     int32_t n_pos;        // of the set
     unsigned rank, n_block;
 
     __device__ void choose(int32_t pos) const { atomicOr(&mask[(pos - begin) / 32], 1u << (pos - begin) % 32); }
-    // Chooses those of [first, last) that are its own, by the block.
-    template <class Fetch>
-    __device__ void choose_all(int32_t first, int32_t last, Fetch fetch) const {
-        const int32_t end = min(last, begin + n);
-        for (int32_t pos = max(first, begin) + static_cast<int32_t>(threadIdx.x); pos < end; pos += n_thread) {
-            choose(pos);
-            fetch(pos);
-        }
-    }
     // f(score, pos) for every ranked position of the share, by the block.
     template <class F>
     __device__ void for_ranked(const Ranked& ranked, F f) const {
@@ -147,9 +138,10 @@ __device__ inline void open_mailboxes(Shared& shared) {
     for (uint64_t& box : shared.mailbox) ptx::open_mailbox(&box);
 }
 
-// This block's counts go to all blocks; those of all come. Before it, the block's threads must have met. Calls are
-// numbered from 0, and take turns in where the counts go.
-__device__ inline void share_counts(Shared& shared, int call, const Share& share) {
+// This block's counts go to all blocks; those of all come, and meanwhile() is called. Before it, the block's threads
+// must have met. Calls are numbered from 0, and take turns in where the counts go.
+template <class Meanwhile>
+__device__ void share_counts(Shared& shared, int call, const Share& share, Meanwhile meanwhile) {
     const int turn = call % 2;
     uint64_t* const box = &shared.mailbox[counts_mail + turn];
     if (threadIdx.x == 0) ptx::expect_mail(box, share.n_block * sizeof(shared.counts_of_blocks[0][0]));
@@ -161,6 +153,7 @@ __device__ inline void share_counts(Shared& shared, int call, const Share& share
                   make_uint4(c[0] | c[1] << 16, c[2] | c[3] << 16, c[4] | c[5] << 16, c[6] | c[7] << 16), box,
                   static_cast<uint32_t>(i / n_word));
     }
+    meanwhile();
     ptx::wait_for_mail(box, call / 2);
 }
 
@@ -278,7 +271,7 @@ __device__ inline uint64_t last_chosen(Shared& shared, const Ranked& ranked, con
             if ((v & known) == value) atomicAdd(&shared.counts[v >> shift & (n_bin - 1)], 1u);
         });
         __syncthreads();
-        share_counts(shared, call, share);
+        share_counts(shared, call, share, [] {});
         const Cut cut = find_cut(shared, call, n_left, share);
         value |= static_cast<uint64_t>(cut.bin) << shift;
         known |= uint64_t{n_bin - 1} << shift;
@@ -313,12 +306,22 @@ struct Chosen {
     bool slowly;
 };
 
+// Where all ranked positions are to be chosen, or none. Returns how many lie in the blocks before this one. Afterwards
+// the block's threads have met.
+__device__ inline int32_t choose_all_or_none(const Ranked& ranked, const Share& share) {
+    const int32_t n_before = min(max(share.begin, ranked.first), ranked.end) - ranked.first;
+    if (ranked.n_best > 0) share.for_ranked(ranked, [&](float, int32_t pos) { share.choose(pos); });
+    __syncthreads();
+    return ranked.n_best > 0 ? n_before : 0;
+}
+
 // Chooses the share's part of the n_best ranked positions, by the candidates that all blocks have counted. fetch(pos)
-// is called early, by some thread, for positions that are chosen or might be. Afterwards the block's threads have met.
-template <class Fetch>
-__device__ Chosen choose_best(Shared& shared, const Ranked& ranked, const Scale& scale, const Share& share,
-                              Fetch fetch) {
-    share_counts(shared, 0, share);
+// is called early, by some thread, for positions that are chosen or might be, meanwhile() while other blocks are waited
+// for. Afterwards the block's threads have met.
+template <class Fetch, class Meanwhile>
+__device__ Chosen choose_best(Shared& shared, const Ranked& ranked, const Scale& scale, const Share& share, Fetch fetch,
+                              Meanwhile meanwhile) {
+    share_counts(shared, 0, share, meanwhile);
     const Cut cut = find_cut(shared, 0, ranked.n_best, share);
     if (cut.bin < 0 || (!cut.is_whole() && cut.n_inside > max_open)) {
         const int32_t before = choose_slowly(shared, ranked, share);

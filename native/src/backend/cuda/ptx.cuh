@@ -84,11 +84,12 @@ __device__ inline uint2 load_once_8(const void* global) {
     return v;
 }
 
-// Starts bringing n_bytes, a multiple of 16, into the L2 cache; 16-byte aligned. Only from compute capability 9.0 on.
+// Starts bringing n_bytes, more than 0, into the L2 cache. (One instruction could bring any number of bytes, but lanes
+// of a warp would wait for each other.)
 __device__ inline void prefetch(const void* global, uint32_t n_bytes) {
-#if __CUDA_ARCH__ >= 900
-    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(global), "r"(n_bytes) : "memory");
-#endif
+    const uint8_t* at = static_cast<const uint8_t*>(global);
+    for (uint32_t i = 0; i < n_bytes; i += 64) asm volatile("prefetch.global.L2 [%0];" ::"l"(at + i));
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(at + n_bytes - 1));
 }
 
 // The barrier of all threads of a cluster, in two halves. It says that all blocks have come so far and their mailboxes
