@@ -36,7 +36,7 @@ class Gpu : public Device {
     std::string name() const override { return name_; }
     int n_threads() const override { return n_threads_; }
     bool has_own_memory() const override { return true; }
-    int32_t break_even() const override { return 12288; }  // as measured: docs/performance.md
+    int32_t break_even() const override { return 8192; }  // as measured: docs/performance.md
     uint64_t system_bytes() const override { return context_bytes_ + code_bytes; }
     size_t weight_bytes(const WeightView& w) const override {
         return static_cast<size_t>(w.n_out) * device_row_bytes(w.dtype, w.n_in);

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "backend/cuda/cublas.h"
+#include "backend/cuda/runtime.h"
 #include "backend/views.h"
 #include "base/error.h"
 
@@ -159,6 +160,7 @@ void Gemm::run(int plan, float* y, const uint16_t* w, const uint16_t* x, int n, 
     check_lt(impl_->lt.cublasLtMatmul(impl_->handle.get(), impl_->product.get(), &alpha, w, p.w.get(), x, p.x.get(),
                                       &beta, y, p.y.get(), y, p.y.get(), &p.algo, workspace, workspace_bytes, stream),
              "multiplying matrices");
+    launched(cudaSuccess, stream, "cublasLtMatmul");
 }
 
 }  // namespace fasa::cuda

@@ -1,8 +1,13 @@
 #include "backend/cuda/runtime.h"
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
+#include <map>
+#include <mutex>
+#include <string>
 #include <utility>
+#include <vector>
 
 #include "base/error.h"
 
@@ -23,8 +28,57 @@ bool is_synchronous() {
     return asked;
 }
 
-void launched(cudaStream_t stream, const char* name) {
-    if (!is_synchronous()) return;
+namespace {
+
+// The kernels launched on each stream since the host last waited for it, each once: a failure that is found then is of
+// one of them.
+class Launched {
+   public:
+    void add(cudaStream_t stream, const std::vector<const char*>& names) {
+        const std::lock_guard lock(mutex_);
+        std::vector<const char*>& all = of_[stream];
+        for (const char* name : names) {
+            if (std::find(all.begin(), all.end(), name) == all.end()) all.push_back(name);
+        }
+    }
+    // Those of a stream, which are forgotten.
+    std::vector<const char*> take(cudaStream_t stream) {
+        const std::lock_guard lock(mutex_);
+        return std::exchange(of_[stream], {});
+    }
+    void forget(cudaStream_t stream) {
+        const std::lock_guard lock(mutex_);
+        of_.erase(stream);
+    }
+
+   private:
+    std::mutex mutex_;
+    std::map<cudaStream_t, std::vector<const char*>> of_;
+};
+
+Launched& all_launched() {
+    static Launched& all = *new Launched;  // streams may be destroyed after all else
+    return all;
+}
+
+// Throws a failure of something that was launched on the stream.
+void check_launched(cudaError_t status, cudaStream_t stream) {
+    const std::vector<const char*> names = all_launched().take(stream);
+    if (status == cudaSuccess) return;
+    std::string what = names.size() > 1 ? "one of these kernels (FASA_CUDA_SYNC=1 tells which): " : "";
+    for (const char* name : names) what.append(name).append(name == names.back() ? "" : ", ");
+    check(status, names.empty() ? "waiting for the device" : what.c_str());
+}
+
+}  // namespace
+
+void launched(cudaError_t status, cudaStream_t stream, const char* name) {
+    if (status != cudaSuccess) {
+        // An earlier kernel's failure stays.
+        if (const cudaError_t earlier = cudaStreamQuery(stream); earlier == status) check_launched(earlier, stream);
+        check(status, name);
+    }
+    if (!is_synchronous()) return all_launched().add(stream, {name});
     cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
     check(cudaStreamIsCapturing(stream, &capture), name);
     if (capture == cudaStreamCaptureStatusNone) check(cudaStreamSynchronize(stream), name);
@@ -66,10 +120,12 @@ Stream::Stream() {
     stream_.reset(stream);
 }
 
-void Stream::wait() const {
-    check(cudaStreamSynchronize(get()),
-          is_synchronous() ? "waiting for the device" : "waiting for the device (FASA_CUDA_SYNC=1 names the kernel)");
+void Release::operator()(cudaStream_t stream) const {
+    all_launched().forget(stream);
+    cudaStreamDestroy(stream);
 }
+
+void Stream::wait() const { check_launched(cudaStreamSynchronize(get()), get()); }
 
 Event::Event(bool keeps_time) {
     cudaEvent_t event = nullptr;
@@ -126,9 +182,12 @@ class Capture {
 }  // namespace
 
 Graph::Graph(const Stream& stream, const std::function<void()>& work) {
+    const std::vector<const char*> before = all_launched().take(stream.get());
     Capture capture(stream.get());
     work();
     check(capture.end(), "recording a graph");
+    names_ = all_launched().take(stream.get());
+    all_launched().add(stream.get(), before);
     check(cudaGraphGetNodes(capture.graph(), nullptr, &n_nodes_), "looking at a graph");
     cudaGraphExec_t exec = nullptr;
     check(cudaGraphInstantiate(&exec, capture.graph(), 0), "building a graph");
@@ -136,6 +195,9 @@ Graph::Graph(const Stream& stream, const std::function<void()>& work) {
     check(cudaGraphUpload(exec, stream.get()), "uploading a graph");
 }
 
-void Graph::launch(cudaStream_t stream) const { check(cudaGraphLaunch(exec_.get(), stream), "launching a graph"); }
+void Graph::launch(cudaStream_t stream) const {
+    check(cudaGraphLaunch(exec_.get(), stream), "launching a graph");
+    all_launched().add(stream, names_);
+}
 
 }  // namespace fasa::cuda

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <vector>
 
 #include "backend/cuda/account.h"
 
@@ -18,8 +19,10 @@ void check(cudaError_t status, const char* what);
 // Whether FASA_CUDA_SYNC=1 asks for it: every launch is then waited for and nothing is kept as a graph, so that a
 // failure names the kernel that it came from. Slow.
 bool is_synchronous();
-// To be called after a launch of a kernel. Throws what went wrong, where launches are waited for.
-void launched(cudaStream_t stream, const char* name);
+// To be called after a launch of a kernel, with what it returned; the name must last. Throws what went wrong: with the
+// launch, or, where launches are waited for, with the kernel. Elsewhere that is found when the host waits for the
+// stream, and the error names all kernels launched since it did last.
+void launched(cudaError_t status, cudaStream_t stream, const char* name);
 
 // Where the rows of the batch in progress lie. Kernels read it from device memory, so that a captured graph serves
 // every later step.
@@ -29,7 +32,7 @@ struct Step {
 
 // The owners below forget the device that they were made on: free them where they were made.
 struct Release {
-    void operator()(cudaStream_t stream) const { cudaStreamDestroy(stream); }
+    void operator()(cudaStream_t stream) const;
     void operator()(cudaEvent_t event) const { cudaEventDestroy(event); }
     void operator()(cudaGraphExec_t graph) const { cudaGraphExecDestroy(graph); }
 };
@@ -80,7 +83,7 @@ class Stream {
     Stream();
 
     cudaStream_t get() const { return stream_.get(); }
-    // Until all its work is done. Throws what a kernel on it did wrong.
+    // Until all its work is done. Throws what a kernel on it did wrong, with the names of those it may have been.
     void wait() const;
 
    private:
@@ -115,6 +118,7 @@ class Graph {
    private:
     std::unique_ptr<CUgraphExec_st, Release> exec_;
     size_t n_nodes_ = 0;
+    std::vector<const char*> names_;  // of its kernels
 };
 
 }  // namespace fasa::cuda

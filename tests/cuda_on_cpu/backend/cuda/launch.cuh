@@ -51,11 +51,10 @@ void launch(const Launch& how, void (*kernel)(P...), A... args) {
     static_assert(sizeof(Arguments) <= 4096 && (std::is_trivially_copyable_v<P> && ...));
     const Arguments arguments(static_cast<P>(args)...);
     const bool takes_host_address = (holds_host_address<P>(static_cast<P>(args)) || ...);
-    check(on_cpu::launch({how.name, how.grid, how.block, how.shared_bytes, how.overlap, how.cluster,
-                          [kernel, arguments] { std::apply(kernel, arguments); }, takes_host_address},
-                         reinterpret_cast<const void*>(kernel), how.stream),
-          how.name);
-    launched(how.stream, how.name);
+    launched(on_cpu::launch({how.name, how.grid, how.block, how.shared_bytes, how.overlap, how.cluster,
+                             [kernel, arguments] { std::apply(kernel, arguments); }, takes_host_address},
+                            reinterpret_cast<const void*>(kernel), how.stream),
+             how.stream, how.name);
 }
 
 }  // namespace fasa::cuda
