@@ -8,7 +8,7 @@
 namespace fasa::cuda {
 namespace {
 
-constexpr int n_warps = 8;
+constexpr int n_warps = 4;
 constexpr unsigned all_lanes = 0xffffffffu;
 
 struct Heads {
@@ -90,27 +90,38 @@ __device__ void encode(const KeyCodes& codes, const Dims& dims) {
 
 // Row blockIdx.x; its heads, queries then keys then values, are dealt out to the warps of gridDim.y blocks. A warp has
 // all of a head in shared memory before it writes any of it, so that q may be permuted in place.
-__global__ void __launch_bounds__(n_warps * 32, 4)
+__global__ void __launch_bounds__(n_warps * 32, 8)
     rope_store_kernel(Heads heads, RopeView rope, HeadNorm norm, KvView kv, uint16_t* apart, const Step* step) {
-    FASA_DYNAMIC_SHARED(shared);  // n_rot angles, then a head a warp
+    FASA_DYNAMIC_SHARED(shared);  // n_rot angles, then for every warp a head and in which order it is stored
     const int head_dim = kv.head_dim, n_head = heads.n_head, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     float* cos = reinterpret_cast<float*>(shared);
     float* sin = cos + rope.n_rot / 2;
     float* head = sin + rope.n_rot / 2 + warp * head_dim;
+    int16_t* source = reinterpret_cast<int16_t*>(sin + rope.n_rot / 2 + n_warps * head_dim) + warp * head_dim;
     const int64_t row = blockIdx.x;
-    // The step and the frequencies were there before the previous kernel began.
+    // The step, the frequencies and the orders were there before the previous kernel began.
     const int32_t seq = step->seq, pos = step->pos0 + static_cast<int32_t>(row);
 
+    const int n_rotated = n_head + kv.n_head_kv;
+    const auto kv_head_of = [&](int item) {
+        return item < n_head ? item / (n_head / kv.n_head_kv) : (item - n_head) % kv.n_head_kv;
+    };
+    const auto find_sources = [&](int item) {
+        if (item >= n_rotated) return;
+        const int16_t* order = kv.order ? kv.order + int64_t{kv_head_of(item)} * head_dim : nullptr;
+        for (int d = lane; d < head_dim; d += 32) source[d] = order ? order[d] : static_cast<int16_t>(d);
+    };
+    const int first = blockIdx.y * n_warps + warp;
+    find_sources(first);
     angles(cos, sin, rope, pos);
     __syncthreads();
     ptx::start_next();
     ptx::wait_for_previous();
 
-    for (int item = blockIdx.y * n_warps + warp; item < n_head + 2 * kv.n_head_kv; item += gridDim.y * n_warps) {
-        const bool is_query = item < n_head, is_key = !is_query && item < n_head + kv.n_head_kv;
-        const int h = is_query ? item : is_key ? item - n_head : item - n_head - kv.n_head_kv;
-        const int h_kv = is_query ? h / (n_head / kv.n_head_kv) : h;
-        const int16_t* order = kv.order ? kv.order + int64_t{h_kv} * head_dim : nullptr;
+    for (int item = first; item < n_rotated + kv.n_head_kv; item += gridDim.y * n_warps) {
+        if (item != first) find_sources(item);
+        const bool is_query = item < n_head, is_key = !is_query && item < n_rotated;
+        const int h_kv = kv_head_of(item), h = is_query ? item : h_kv;
         const int64_t at = (int64_t{seq} * kv.n_head_kv + h_kv) * kv.n_ctx + pos;
         const int64_t rest_at = apart ? h_kv * int64_t{gridDim.x} + row : at;
         uint16_t* rest = (apart ? apart : kv.rest) + rest_at * (2 * head_dim - kv.n_dom);
@@ -119,17 +130,16 @@ __global__ void __launch_bounds__(n_warps * 32, 4)
         if (is_query) {
             load_head(head, heads.q + from, norm.q, norm.eps, head_dim);
             rotate(head, rope, cos, sin);
-            for (int d = lane; d < head_dim; d += 32) heads.q[from + d] = head[order ? order[d] : d];
+            for (int d = lane; d < head_dim; d += 32) heads.q[from + d] = head[source[d]];
         } else if (is_key) {
             load_head(head, heads.k + from, norm.k, norm.eps, head_dim);
             rotate(head, rope, cos, sin);
             uint16_t* dom = kv.dom + at * kv.n_dom;
             for (int d = lane; d < head_dim; d += 32) {
-                (d < kv.n_dom ? dom[d] : rest[d - kv.n_dom]) = half_bits(head[order ? order[d] : d]);
+                (d < kv.n_dom ? dom[d] : rest[d - kv.n_dom]) = half_bits(head[source[d]]);
             }
             if (kv.codes.n > 0) {
-                encode(codes_at(kv.codes, at),
-                       [&](int d) -> unsigned { return half_bits(head[order ? order[d] : d]); });
+                encode(codes_at(kv.codes, at), [&](int d) -> unsigned { return half_bits(head[source[d]]); });
             }
         } else {
             uint16_t* value = rest + head_dim - kv.n_dom;
@@ -147,7 +157,8 @@ void rope_store(float* q, const float* k, const float* v, int n_head, const Rope
     // With few rows more blocks share the heads of each; with many, fewer blocks take the same angles.
     const int n_items = n_head + 2 * kv.n_head_kv;
     const unsigned n_shares = n >= 64 ? 1 : static_cast<unsigned>((n_items + n_warps - 1) / n_warps);
-    const size_t n_shared = static_cast<size_t>(rope.n_rot + n_warps * kv.head_dim) * sizeof(float);
+    const size_t n_shared = static_cast<size_t>(rope.n_rot + n_warps * kv.head_dim) * sizeof(float) +
+                            static_cast<size_t>(n_warps * kv.head_dim) * sizeof(int16_t);
     launch({.name = "rope_store",
             .grid = dim3(static_cast<unsigned>(n), n_shares),
             .block = dim3(n_warps * 32),
