@@ -70,7 +70,8 @@ def parse_method(spec: str) -> Candidate:
 
     Names: ``dense``, ``fasa-mass``, ``fasa-ca``, ``fasa-paper`` (nothing forced, no dense layer, sets per query head),
     and those of the engine (:func:`fasa_py.method.supported_methods`). Settings are those of
-    :class:`fasa_py.method.Method`, and ``k_dom`` as :class:`fasa_py.Llama` has it, for fasa.
+    :class:`fasa_py.method.Method`, and ``k_dom`` as :class:`fasa_py.Llama` has it, for fasa. ``dense_below`` is 0 unless
+    given: an evaluation is of the method, at lengths too where full attention would be as fast.
 
     :raises ValueError: an unknown name or setting, or a value out of its range
     """
@@ -86,6 +87,8 @@ def parse_method(spec: str) -> Candidate:
     k_dom_number(k_dom)
     if k_dom != "f16" and method.name != "fasa":
         raise ValueError(f"k_dom={k_dom} is for the method fasa, not {spec!r}")
+    if method.name not in _HAS_NO_BUDGET:
+        changes.setdefault("dense_below", 0)
     return Candidate(spec, replace(method, **changes), k_dom)  # type: ignore[arg-type]
 
 

@@ -30,7 +30,7 @@ from fasa_py.method import Method
 from fasa_py.model import Context, ContextSettings
 
 FULL = Method("full")
-STREAMING = "streaming:dense_below=0,n_fac=64"
+STREAMING = "streaming:n_fac=64"
 SMALL: dict[str, Any] = {
     "tasks": ["passkey", "perplexity"],
     "methods": ["dense", STREAMING],
@@ -60,7 +60,7 @@ PROMPT = [int(b) for b in load_texts()[0].text[:300].encode()]
 
 def test_methods_by_name() -> None:
     assert parse_method("dense").is_dense
-    assert parse_method("fasa-ca").method == Method("fasa", criterion="ca")
+    assert parse_method("fasa-ca").method == Method("fasa", criterion="ca", dense_below=0)
     paper = parse_method("fasa-paper").method
     assert (paper.n_sink, paper.n_recent, paper.dense_layers, paper.tokens) == (0, 0, 0, "head")
     made = parse_method("fasa:n_fac=0.1,tokens=head,n_recent=0").method
@@ -113,7 +113,7 @@ def test_overlap_of_selections() -> None:
 
 def test_coded_keys_are_compared_with_exact_ones(tmp_path: Path) -> None:
     """Each in a cache of its own; the report has the paired loss, the ratio of perplexities and the overlap."""
-    spec = "fasa:n_fac=64,dense_below=0"
+    spec = "fasa:n_fac=64"
     methods = ["dense", spec, f"{spec},k_dom=int8", f"{spec},k_dom=q4"]
     records = run(
         None, out=tmp_path, n_threads=1, tasks=["passkey", "perplexity"], methods=methods, lengths=[600], n_cases=2,
@@ -300,7 +300,7 @@ def test_a_text_too_short_is_an_error(subject: Subject, tmp_path: Path) -> None:
 
 def test_a_length_without_sparse_layers_is_an_error_after_the_tables(subject: Subject, tmp_path: Path) -> None:
     """Although the method engages at another length, and in another task."""
-    method = "streaming:dense_below=0,n_fac=700"
+    method = "streaming:n_fac=700"
     settings = {**SMALL, "tasks": ["passkey"], "methods": ["dense", method], "lengths": [600, 1400], "n_cases": 1}
     with pytest.raises(NotEngagedError, match=r"every case of passkey at 600 tokens: .*longer than n_fac") as caught:
         run(subject, out=tmp_path, answers="free", **settings)
@@ -315,7 +315,7 @@ def test_a_length_without_sparse_layers_is_an_error_after_the_tables(subject: Su
 
 def test_short_data_does_not_cost_the_tables_of_others(subject: Subject, tmp_path: Path) -> None:
     short = write_lines(tmp_path / "short.jsonl", {"problem": "1 + 1", "answer": "2"})
-    settings = {**SMALL, "tasks": ["passkey"], "methods": ["dense", "streaming:dense_below=0,n_fac=500"], "n_cases": 1}
+    settings = {**SMALL, "tasks": ["passkey"], "methods": ["dense", "streaming:n_fac=500"], "n_cases": 1}
     with pytest.raises(NotEngagedError, match="every case of short: "):
         run(subject, out=tmp_path / "out", answers="free", **settings, data=[short], n_ctx=1300, max_tokens=8)
     tables = (tmp_path / "out" / "results.md").read_text(encoding="utf-8")
@@ -399,15 +399,15 @@ def test_bad_data_is_named(subject: Subject, tmp_path: Path, item: object, messa
 def test_the_command_writes_its_tables(tiny_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("matplotlib")
     words = "--tasks passkey --lengths 600 --cases 1 -t 1 --answers exact --plot --n-fac 64 0.25"
-    methods = ["--methods", "dense", "streaming:dense_below=0"]
+    methods = ["--methods", "dense", "streaming"]
     code = main(["eval", str(tiny_path), "-o", str(tmp_path), *words.split(), *methods])
     tables = capsys.readouterr().out
     assert code == 0
     assert tables == (tmp_path / "results.md").read_text(encoding="utf-8")
-    assert "| streaming:dense_below=0 n_fac=0.25 | 1 |" in tables
+    assert "| streaming n_fac=0.25 | 1 |" in tables
     summary = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
     assert set(summary["600"]) == {
-        "dense", "streaming:dense_below=0 n_fac=64", "streaming:dense_below=0 n_fac=0.25",
+        "dense", "streaming n_fac=64", "streaming n_fac=0.25",
     }  # fmt: skip
     for name in ("accuracy.png", "budgets.png"):
         assert (tmp_path / name).read_bytes()[:4] == b"\x89PNG"
