@@ -11,6 +11,8 @@ The context is filled with a real prompt (``--fill prefill``), or (``state``) wi
 saved state that is made on the spot: that takes the same seconds whatever prefill does, needs the xxhash package, and
 room for the KV cache in --dir. ``auto`` takes the prompt for the first method and the state for others, if it can.
 
+With ``--session`` the whole sequence is also saved and restored at the greatest depth.
+
 ``of copy`` is the share of the copy bandwidth (of --ops, written by fasa_gpu_ops) at which a decode step reads its
 weights and its part of the KV cache. ``peer`` is a llama.cpp measured in the same run (--peer, its llama-bench), else
 the published figures for one model, scaled by copy bandwidth / 3.95 TB/s.
@@ -276,6 +278,33 @@ class Measurement:
                 pcie_bytes_per_step=(after.pcie_bytes - before.pcie_bytes) / n_steps,
                 finite=bool(np.isfinite(context.logits).all()),
             )  # fmt: skip
+            if self.arguments.session is not None and depth == max(depths):
+                self.session(context, name)
+
+    def session(self, context: Any, name: str) -> None:
+        """Saves the sequence, restores it, and sees whether it goes on as before."""
+        path, n = self.arguments.session / (self.path.stem + ".session"), context.length(0)
+
+        def next_logits() -> np.ndarray:
+            context.decode(0, [token(n)])
+            logits = context.logits.copy()
+            context.truncate(0, n)
+            return logits
+
+        expected = next_logits()
+        try:
+            start = time.perf_counter()
+            context.save(0, path)
+            saved = time.perf_counter()
+            n_bytes = path.stat().st_size
+            context.truncate(0, 0)
+            emptied = time.perf_counter()
+            context.load(0, path)
+            save_s, load_s = saved - start, time.perf_counter() - emptied
+        finally:
+            path.unlink(missing_ok=True)
+        same = bool(np.array_equal(next_logits(), expected))
+        self.emit("session", method=name, n=n, n_bytes=n_bytes, save_s=save_s, load_s=load_s, same=same)
 
     def steps(self, context: Any, depth: int, n: int) -> list[float]:
         """Seconds of each of n steps that start from `depth` tokens."""
@@ -358,6 +387,13 @@ def table(report: dict[str, Any], copy_gb_s: float | None) -> str:
                 peak = memory["peak_bytes"]
                 line += f", peak on the device {peak / 2**20:.1f} MiB ({peak / planned - 1:+.2%})"
             lines.append(line)
+        for row in rows("session", name):
+            speeds = [row["n_bytes"] / row[key] / 1e9 for key in ("save_s", "load_s")]
+            lines.append(
+                f"{name}: session of {row['n']} tokens, {row['n_bytes'] / 1e9:.2f} GB, saved in {row['save_s']:.1f} s "
+                f"({speeds[0]:.1f} GB/s), restored in {row['load_s']:.1f} s ({speeds[1]:.1f} GB/s)"
+                f"{'' if row['same'] else ', GOES ON OTHERWISE'}"
+            )
     lines += ["", "| | tokens/s | of copy | peer | / peer |", "| --- | ---: | ---: | ---: | ---: |"]
     for name in METHODS:
         for row in rows("prefill", name):
@@ -415,6 +451,10 @@ def main() -> int:
     parser.add_argument("--dense-layers", type=int, default=0, help="of fasa and fasa-m")
     parser.add_argument("--steps", type=int, default=48, help="decoded in one measurement")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument(
+        "--session", type=Path, nargs="?", const=Path("/dev/shm"), metavar="DIR",
+        help="time saving and restoring the sequence at the greatest depth, in DIR (default %(const)s)",
+    )  # fmt: skip
     parser.add_argument("--seconds", type=float, default=3600, help="for everything; no model is begun after them")
     parser.add_argument("--ops", type=Path, help="JSON of fasa_gpu_ops")
     parser.add_argument("--peer", type=Path, help="llama.cpp's llama-bench")

@@ -29,13 +29,17 @@ class Choices:
                 self.lists += [(seen.n_pos, positions) for positions in seen.positions]
 
 
-def _shares(ours: Choices, theirs: Choices, n_sink: int, n_recent: int) -> Sequence[float]:
-    shares = []
+def shares(ours: Choices, theirs: Choices, n_sink: int, n_recent: int) -> Sequence[float]:
+    """List by list, how much of ours theirs has too, but for the first n_sink and the last n_recent positions.
+
+    :raises ValueError: the lists are not of the same steps
+    """
+    found = []
     for (n_pos, a), (_, b) in zip(ours.lists, theirs.lists, strict=True):
         free = a[(a >= n_sink) & (a < n_pos - n_recent)]
         if len(free):
-            shares.append(float(np.isin(free, b, assume_unique=True).mean()))
-    return shares
+            found.append(float(np.isin(free, b, assume_unique=True).mean()))
+    return found
 
 
 def overlap(ours: Choices, theirs: Choices, method: Method) -> dict[str, float]:
@@ -45,6 +49,6 @@ def overlap(ours: Choices, theirs: Choices, method: Method) -> dict[str, float]:
     """
     if not ours.lists:
         return {}
-    everything = _shares(ours, theirs, 0, 0)
-    free = _shares(ours, theirs, method.n_sink, method.n_recent)
+    everything = shares(ours, theirs, 0, 0)
+    free = shares(ours, theirs, method.n_sink, method.n_recent)
     return {"overlap": float(np.mean(everything)), "overlap_free": float(np.mean(free)) if free else 1.0}

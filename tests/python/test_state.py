@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from devices import each_device
+from engine import Engine, Table
 from tiny_models import TinyModel, write
 
 from fasa_py import ContextFullError, FormatError, Llama
@@ -30,6 +32,32 @@ def test_a_saved_conversation_goes_on(tiny_path: Path, tmp_path: Path) -> None:
         result = llm.generate(PROMPT + first.tokens, max_tokens=10, seed=2)
     assert result.usage.reused_tokens == expected.usage.reused_tokens >= len(PROMPT)
     assert result.tokens == expected.tokens
+
+
+@pytest.mark.parametrize("kv", ["device", "split"])
+def test_states_of_many_blocks(kv: str, tmp_path: Path) -> None:
+    """Planes of more than one block of the writer, and none of them whole blocks."""
+    n = 4500
+    model = TinyModel("qwen3", n_layer=2, head_dim=256, n_head=1, n_head_kv=1, n_rot=256, n_ctx=8192)
+    path = write(tmp_path / "tiny.gguf", model)
+    table = Table.random(2, 1, 1, 128)
+    prompt = [(7 * i * i + 3 * i) % 131 for i in range(n)]
+    options: dict[str, Any] = {"n_ctx": n + 2, "method": {"method": "fasa", "n_fac": 64}, "table": table, "kv": kv}
+    with Engine(path, **options) as engine:
+        engine.decode(prompt)
+        engine.save(tmp_path / "state")
+        rows = [engine.kv(layer, 0) for layer in range(2)]
+        expected = engine.decode([5])
+    assert (tmp_path / "state").stat().st_size > 4 * n * 2 * 256
+    with Engine(path, **options) as engine:
+        engine.decode([9, 9, 9])
+        engine.load(tmp_path / "state")
+        assert engine.length() == n
+        for layer in range(2):
+            assert all(map(np.array_equal, engine.kv(layer, 0), rows[layer]))
+        engine.save(tmp_path / "again")
+        assert np.array_equal(engine.decode([5]), expected)
+    assert (tmp_path / "again").read_bytes() == (tmp_path / "state").read_bytes()
 
 
 def test_an_empty_conversation_can_be_saved(tiny_llm: Llama, tmp_path: Path) -> None:

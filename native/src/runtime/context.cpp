@@ -405,7 +405,7 @@ void Context::save(int32_t seq, const std::string& path) const {
 
 void Context::load(int32_t seq, const std::string& path) {
     check_seq(seq);
-    const StateFile state(path, model_->fingerprint, model_->h.n_vocab, kv_);
+    StateFile state(path, model_->fingerprint, model_->h.n_vocab, kv_);
     if (logits_seq_ == seq) logits_seq_ = -1;
     ops_->forget_rows(seq, 0);
     state.restore(kv_, seq, history_ + int64_t{seq} * config_.n_ctx);

@@ -1,5 +1,6 @@
 #include "runtime/state_file.h"
 
+#include <fcntl.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -7,8 +8,7 @@
 #include <cstddef>
 #include <cstdio>
 #include <cstring>
-#include <memory>
-#include <vector>
+#include <utility>
 
 #include "base/error.h"
 #include "base/hash.h"
@@ -30,7 +30,8 @@ static_assert(sizeof(Header) == 48);
 
 constexpr char magic[8] = {'F', 'A', 'S', 'A', 'S', 'E', 'Q', '\0'};
 constexpr uint32_t version = 2;
-constexpr size_t staging_bytes = size_t{4} << 20;  // of the cache, on their way to the file
+constexpr size_t block_bytes = size_t{2} << 20;  // handled at a time: they stay in the processor's caches
+constexpr int n_writers = 2, n_readers = 8;      // threads at most; more would wait for memory
 
 uint64_t layout_hash(const KvStore& kv) {
     Hash64 hash;
@@ -56,61 +57,115 @@ Header make_header(uint64_t fingerprint, const KvStore& kv, size_t n_tokens) {
     return header;
 }
 
+// f(offset, n) for blocks of n_bytes, the last one shorter.
+template <class F>
+void for_each_block(size_t n_bytes, F&& f) {
+    for (size_t at = 0; at < n_bytes; at += block_bytes) f(at, std::min(block_bytes, n_bytes - at));
+}
+
+// Copies by the whole team.
+void copy_by_team(Team& team, uint8_t* to, const uint8_t* from, size_t n) {
+    const size_t n_part = (n + n_readers - 1) / n_readers;
+    team.run(n_readers, [&](int64_t task, int) {
+        const size_t at = std::min(n, n_part * static_cast<size_t>(task));
+        std::memcpy(to + at, from + at, std::min(n_part, n - at));
+    });
+}
+
+// A block of host memory that the device copies to and from at full speed; none is needed where it shares the host's.
+Buffer make_staging(const KvStore& kv) {
+    const Device& device = kv.device();
+    return device.host_buffer(device.has_own_memory() ? block_bytes : 0, "part of a saved state");
+}
+
 class Writer {
    public:
-    explicit Writer(const std::string& path) : path_(path), file_(std::fopen(path.c_str(), "wb")) {
-        if (!file_) give_up();
+    Writer(const std::string& path, Team& team)
+        : path_(path), team_(team), file_(::open(path.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666)) {
+        if (file_ < 0) give_up(errno);
     }
     ~Writer() {
-        if (file_) {
-            std::fclose(file_);
+        if (file_ >= 0) {
+            ::close(file_);
             std::remove(path_.c_str());
         }
     }
+    // A block is summed up and written at the same time.
     void write(const void* data, size_t n) {
-        hash_.update(data, n);
-        if (n > 0 && std::fwrite(data, 1, n, file_) != n) give_up();
+        const auto* bytes = static_cast<const uint8_t*>(data);
+        int error = 0;
+        for_each_block(n, [&](size_t at, size_t n_block) {
+            team_.run(2, [&](int64_t task, int) {
+                if (task == 0) return hash_.update(bytes + at, n_block);
+                error = append(bytes + at, n_block);
+            });
+            if (error != 0) give_up(error);
+        });
     }
     void finish(const std::string& target) {
         const uint64_t digest = hash_.digest();
         write(&digest, sizeof digest);
-        if (std::fflush(file_) != 0 || fsync(fileno(file_)) != 0) give_up();
-        if (std::rename(path_.c_str(), target.c_str()) != 0) give_up();
-        std::fclose(std::exchange(file_, nullptr));
+        if (::fsync(file_) != 0) give_up(errno);
+        if (std::rename(path_.c_str(), target.c_str()) != 0) give_up(errno);
+        ::close(std::exchange(file_, -1));
     }
 
    private:
-    [[noreturn]] void give_up() {
-        const int error = errno;
+    // Returns errno, or 0.
+    int append(const uint8_t* data, size_t n) {
+        while (n > 0) {
+            const ssize_t written = ::write(file_, data, n);
+            if (written < 0 && errno != EINTR) return errno;
+            data += std::max<ssize_t>(written, 0);
+            n -= static_cast<size_t>(std::max<ssize_t>(written, 0));
+        }
+        return 0;
+    }
+    [[noreturn]] void give_up(int error) {
         fail(FASA_ERROR_IO, "cannot write the state file %s: %s", path_.c_str(), std::strerror(error));
     }
 
     std::string path_;
-    std::FILE* file_;
+    Team& team_;
+    int file_;
     Hash64 hash_;
 };
+
+// Of a mapped file: while a block is summed up, the pages of the next one are brought in.
+uint64_t hash_mapped(Team& team, const uint8_t* data, size_t n) {
+    Hash64 hash;
+    for_each_block(n, [&](size_t at, size_t n_block) {
+        const size_t next = at + n_block;
+        team.run(2, [&](int64_t task, int) {
+            if (task == 0) return hash.update(data + at, n_block);
+            if (next < n) read_ahead(data + next, std::min(block_bytes, n - next));
+        });
+    });
+    return hash.digest();
+}
 
 }  // namespace
 
 void write_state(const std::string& path, uint64_t fingerprint, const KvStore& kv, int32_t seq,
                  std::span<const int32_t> tokens) {
-    Writer writer(path + ".partial");
+    Team team(std::min(kv.device().n_threads(), n_writers));
+    Writer writer(path + ".partial", team);
     const Header header = make_header(fingerprint, kv, tokens.size());
     writer.write(&header, sizeof header);
     writer.write(tokens.data(), tokens.size_bytes());
-    std::vector<uint8_t> staging(std::min(staging_bytes, kv.shape().n_bytes()));
+    const Buffer staging = make_staging(kv);
     kv.for_each_span(seq, static_cast<int32_t>(tokens.size()), [&](const uint8_t* data, size_t n) {
         if (kv.is_on_host(data)) return writer.write(data, n);
-        for (size_t at = 0; at < n; at += staging.size()) {
-            const size_t part = std::min(staging.size(), n - at);
-            kv.device().copy(staging.data(), data + at, part);
-            writer.write(staging.data(), part);
-        }
+        for_each_block(n, [&](size_t at, size_t n_block) {
+            kv.device().copy(staging.data(), data + at, n_block);
+            writer.write(staging.data(), n_block);
+        });
     });
     writer.finish(path);
 }
 
-StateFile::StateFile(const std::string& path, uint64_t fingerprint, int32_t n_vocab, const KvStore& kv) : file_(path) {
+StateFile::StateFile(const std::string& path, uint64_t fingerprint, int32_t n_vocab, const KvStore& kv)
+    : file_(path), team_(std::min(kv.device().n_threads(), n_readers)) {
     const KvShape& shape = kv.shape();
     const auto bytes = file_.bytes();
     Header header;
@@ -144,7 +199,7 @@ StateFile::StateFile(const std::string& path, uint64_t fingerprint, int32_t n_vo
     const size_t n_hashed = bytes.size() - sizeof(uint64_t);
     uint64_t digest;
     std::memcpy(&digest, bytes.data() + n_hashed, sizeof digest);
-    if (hash64(bytes.data(), n_hashed) != digest) {
+    if (hash_mapped(team_, bytes.data(), n_hashed) != digest) {
         fail(FASA_ERROR_FORMAT, "%s is damaged: its checksum does not match", path.c_str());
     }
     if (header.n_tokens > static_cast<uint32_t>(shape.n_ctx)) {
@@ -158,20 +213,22 @@ StateFile::StateFile(const std::string& path, uint64_t fingerprint, int32_t n_vo
         if (token < 0 || token >= n_vocab)
             fail(FASA_ERROR_FORMAT, "%s holds the token %d, out of range", path.c_str(), token);
     }
+    staging_ = make_staging(kv);
 }
 
-void StateFile::restore(KvStore& kv, int32_t seq, int32_t* tokens) const {
-    const uint8_t* at = file_.bytes().data() + sizeof(Header);
+void StateFile::restore(KvStore& kv, int32_t seq, int32_t* tokens) {
+    const uint8_t* from = file_.bytes().data() + sizeof(Header);
     if (n_tokens_ == 0) return;
-    std::memcpy(tokens, at, sizeof(int32_t) * n_tokens_);
-    at += sizeof(int32_t) * n_tokens_;
-    kv.for_each_span(seq, n_tokens_, [&](void* data, size_t n) {
-        if (kv.is_on_host(data)) {
-            std::memcpy(data, at, n);
-        } else {
-            kv.device().copy(data, at, n);
-        }
-        at += n;
+    std::memcpy(tokens, from, sizeof(int32_t) * n_tokens_);
+    from += sizeof(int32_t) * n_tokens_;
+    auto* staged = static_cast<uint8_t*>(staging_.data());
+    kv.for_each_span(seq, n_tokens_, [&](uint8_t* data, size_t n) {
+        const bool is_on_host = kv.is_on_host(data);
+        for_each_block(n, [&](size_t at, size_t n_block) {
+            copy_by_team(team_, is_on_host ? data + at : staged, from + at, n_block);
+            if (!is_on_host) kv.device().copy(data + at, staged, n_block);
+        });
+        from += n;
     });
 }
 

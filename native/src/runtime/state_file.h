@@ -6,7 +6,9 @@
 #include <span>
 #include <string>
 
+#include "base/buffer.h"
 #include "base/mmap.h"
+#include "base/team.h"
 #include "kv/store.h"
 
 namespace fasa {
@@ -17,14 +19,16 @@ void write_state(const std::string& path, uint64_t fingerprint, const KvStore& k
 
 class StateFile {
    public:
-    // Throws IO, FORMAT (damaged, or saved with another model) or CONTEXT_FULL.
+    // Throws IO, FORMAT (damaged, or saved with another model), CONTEXT_FULL or MEMORY.
     StateFile(const std::string& path, uint64_t fingerprint, int32_t n_vocab, const KvStore& kv);
 
     int32_t n_tokens() const { return n_tokens_; }
-    void restore(KvStore& kv, int32_t seq, int32_t* tokens) const;
+    void restore(KvStore& kv, int32_t seq, int32_t* tokens);
 
    private:
     MappedFile file_;
+    Team team_;
+    Buffer staging_;  // on the way to a device with memory of its own
     int32_t n_tokens_ = 0;
 };
 
