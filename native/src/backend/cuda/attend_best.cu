@@ -36,7 +36,7 @@ int32_t share_of(int32_t n_pos, unsigned n_block) {
     return (std::max(n_pos, 1) + all - 1) / all * 32;
 }
 
-best::Layout layout_of(const Kernel& kernel, int32_t share, int group, int keep) {
+best::Layout layout_of(const Kernel& kernel, int32_t share, int group, int keep, bool is_cached) {
     uint32_t at = 0;
     const auto take = [&](size_t n_bytes) {
         const uint32_t here = at;
@@ -49,6 +49,7 @@ best::Layout layout_of(const Kernel& kernel, int32_t share, int group, int keep)
     layout.merge = take(cluster::max_blocks * best::max_group * sizeof(SoftmaxState) + n_value * sizeof(float));
     layout.mask = take(static_cast<size_t>(share) / 8);
     layout.list = take(static_cast<size_t>(std::min(share, keep)) * sizeof(uint16_t));
+    layout.places = take(is_cached ? static_cast<size_t>(std::min(share, keep)) * sizeof(int32_t) : 0);
     layout.scores = take(static_cast<size_t>(share) * sizeof(float));
     layout.slots = take(kernel.tile_bytes);
     layout.end = at;
@@ -87,7 +88,7 @@ AttendBest::Choice AttendBest::choose(const BestTask& t) const {
     for (unsigned n_block = cluster_for(gpu_.n_sm, t.n_set);;) {
         const int32_t share = share_of(t.past.n_pos_max, n_block);
         if (share > cluster::max_share) return {};
-        const best::Layout layout = layout_of(*kernel, share, group, t.budget.keep);
+        const best::Layout layout = layout_of(*kernel, share, group, t.budget.keep, t.cache.rows != nullptr);
         if (layout.end > gpu_.shared_bytes) return {};
         const unsigned possible =
             largest_cluster(kernel->body, static_cast<unsigned>(t.n_set), dim3(cluster::n_thread), layout.end, n_block);
@@ -113,7 +114,8 @@ void AttendBest::run(const BestTask& t, cudaStream_t stream) const {
                    .n = 1,
                    .n_unit_queries = best::max_group,
                    .scale = t.scale * log2_e,
-                   .scratch = {}};
+                   .scratch = {},
+                   .cache = t.cache};
     task.scores = t.scores;
     task.n_set = t.n_set;
     task.past = t.past;

@@ -106,20 +106,56 @@ struct Tiles {
     }
 };
 
+// The listed positions of a block's share: where they and their rows are.
+struct Listed {
+    const uint16_t* list;  // positions, from `begin` on
+    int32_t begin, n;
+    int32_t first;  // the number of the block's first one among all of the set
+    const CachedRows& cached;
+    int32_t* places;  // [n]: their rows in the cache of rows, if that is on; -1: not there
+
+    __device__ int32_t position(int i) const { return begin + list[i]; }
+
+    // By the block.
+    __device__ void find_rows() const {
+        if (!cached.are_on()) return;
+        for (int32_t from = 0; from < n; from += n_thread) {
+            const int32_t i = from + static_cast<int32_t>(threadIdx.x);
+            if (i < n) places[i] = cached.find(first + i, position(i));
+            const int n_found = __syncthreads_count(i < n && places[i] >= 0);
+            if (threadIdx.x == 0) cached.count(n_found, min(n - from, n_thread) - n_found);
+        }
+    }
+
+    // Leaves rows behind that were not in the cache of rows; n_row of them are in shared memory, from number `from` on.
+    template <int row_bytes>
+    __device__ void leave_rows(const uint8_t* rows, int from, int n_row, const Keys& keys) const {
+        if (!cached.are_on()) return;
+        for (int row = threadIdx.x / 32; row < n_row && from + row < n; row += n_warp) {
+            uint4* to = reinterpret_cast<uint4*>(cached.place(first + from + row));
+            const uint4* words = reinterpret_cast<const uint4*>(rows + row * row_bytes + 2 * keys.n_dom);
+            for (int i = threadIdx.x % 32; to && i < keys.row_values / 8; i += 32) to[i] = words[i];
+        }
+    }
+};
+
 // Brings listed rows, from number `first` on, into all slots, by the block.
 template <int head_dim>
-__device__ void copy_rows(uint8_t* slots, const Keys& keys, const uint16_t* list, int32_t begin, int first,
-                          int n_listed) {
+__device__ void copy_rows(uint8_t* slots, const Keys& keys, const Listed& listed, int first) {
     using T = Tiles<head_dim>;
     constexpr int row_words = head_dim / 4;
-    const int n_row = min((n_listed - first + decode::n_tile - 1) / decode::n_tile, T::n_slot) * decode::n_tile;
+    const int n_row = min((listed.n - first + decode::n_tile - 1) / decode::n_tile, T::n_slot) * decode::n_tile;
 #pragma unroll 4
     for (int i = threadIdx.x; i < n_row * row_words; i += n_thread) {
         const int row = i / row_words, at = 8 * (i % row_words);
-        const bool is_valid = first + row < n_listed;
-        const int64_t pos = is_valid ? begin + list[first + row] : 0;
+        const bool is_valid = first + row < listed.n;
+        const int64_t pos = is_valid ? listed.position(first + row) : 0;
         const uint16_t* from =
             at < keys.n_dom ? keys.dom + pos * keys.n_dom + at : keys.rest + pos * keys.row_values + (at - keys.n_dom);
+        if (listed.cached.are_on() && is_valid && at >= keys.n_dom) {
+            const int32_t place = listed.places[first + row];
+            if (place >= 0) from = listed.cached.row_at(place) + (at - keys.n_dom);
+        }
         ptx::copy_async_16(slots + row * T::row_bytes + 2 * at, from, is_valid);
     }
     ptx::copy_async_commit();
@@ -128,19 +164,20 @@ __device__ void copy_rows(uint8_t* slots, const Keys& keys, const uint16_t* list
 // Attention to the listed rows by the block's warps; states [n_slot][max_group] and values stay for merging. Returns in
 // how many slots.
 template <int head_dim>
-__device__ int attend_listed(const Task& task, const decode::Unit& u, const Keys& keys, const uint16_t* list,
-                             int32_t begin, uint8_t* slots, SoftmaxState* state) {
+__device__ int attend_listed(const Task& task, const decode::Unit& u, const Keys& keys, const Listed& listed,
+                             uint8_t* slots, SoftmaxState* state) {
     using T = Tiles<head_dim>;
     const int slot = threadIdx.x / 32 / T::n_part, part = threadIdx.x / 32 % T::n_part;
     const int n_tile = (u.n_pos + decode::n_tile - 1) / decode::n_tile;
     if (n_tile == 0) return 0;
-    copy_rows<head_dim>(slots, keys, list, begin, 0, u.n_pos);
+    copy_rows<head_dim>(slots, keys, listed, 0);
     decode::Queries<head_dim, T::value_dim> queries[1];
     if (slot < n_tile) queries[0].load(task.attend, u, 0);
     for (int tile = slot;; tile += T::n_slot) {
         ptx::copy_async_wait<0>();
         __syncthreads();
-        const int first = tile * decode::n_tile;
+        const int first = tile * decode::n_tile, round = (tile - slot) * decode::n_tile;
+        listed.leave_rows<T::row_bytes>(slots, round, T::n_slot * decode::n_tile, keys);
         if (tile < n_tile) {
             decode::add_tile(queries, slots + slot * T::slot_bytes, first, first + decode::n_tile <= u.n_pos,
                              part * T::value_dim);
@@ -148,7 +185,7 @@ __device__ int attend_listed(const Task& task, const decode::Unit& u, const Keys
         __syncthreads();
         const int next = tile - slot + T::n_slot;
         if (next >= n_tile) break;
-        copy_rows<head_dim>(slots, keys, list, begin, next * decode::n_tile, u.n_pos);
+        copy_rows<head_dim>(slots, keys, listed, next * decode::n_tile);
     }
     if (slot < n_tile) {
         queries[0].write(state + slot * max_group, T::values(slots, slot, 0, part * T::value_dim), T::query_stride);
@@ -268,7 +305,14 @@ __global__ void __launch_bounds__(n_thread, head_dim < 256 ? 2 : 1) attend_best(
     u.n_pos = u.n_pos_all = n_listed;
     u.list = positions;
     SoftmaxState* const state = reinterpret_cast<SoftmaxState*>(shared.open);  // [n_slot][max_group]
-    const int n_active = attend_listed<head_dim>(task, u, keys, list, share.begin, slots, state);
+    const int sets_a_head = task.attend.sets_a_head;
+    const CachedRows cached(task.attend.cache, task.attend.kv, seq_of(task.past), set / sets_a_head, set % sets_a_head,
+                            sets_a_head, ranked.keep, n_pos - 1, true);
+    const Listed listed = {list,     share.begin,
+                           n_listed, chosen.n_before + n_forced,
+                           cached,   reinterpret_cast<int32_t*>(memory + at.places)};
+    listed.find_rows();
+    const int n_active = attend_listed<head_dim>(task, u, keys, listed, slots, state);
     const Merge merge(memory + at.merge, u.n * head_dim, static_cast<int>(n_block));
     merge_all<head_dim>(task, u, merge, state, slots, n_active, rank, n_block);
 }

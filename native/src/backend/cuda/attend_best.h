@@ -16,7 +16,7 @@ namespace best {
 
 // Parts of a block's dynamic shared memory after cluster::Shared, in bytes from its beginning; 128-byte aligned.
 struct Layout {
-    uint32_t merge, mask, list, scores, slots, end;
+    uint32_t merge, mask, list, places, scores, slots, end;
 };
 struct Task;
 
@@ -32,6 +32,7 @@ struct BestTask {
     Past past;
     Budget budget;        // keep: at most the selection's capacity
     Selection selection;  // written too
+    RowCacheView cache = {};
 };
 
 class AttendBest {

@@ -286,10 +286,18 @@ void CudaOps::topk(const float* scores, int32_t n_pos, const Budget& budget, Sel
 
 void CudaOps::attend_best(float* y, const float* q, int n_head, float scale, const KvView& kv, int32_t seq,
                           int32_t n_pos, const Ranking& ranking, Selection& selection) {
-    const BestTask task = {
-        y, q, scale, n_head, ranking.queries.n_set, ranking.scores, kv, past(seq, n_pos), ranking.budget, selection};
-    const bool is_cached = row_cache_ && kv.host_layer >= 0;  // which attend_selected alone looks into
-    if (!is_cached && best_.takes(task)) {
+    const BestTask task = {y,
+                           q,
+                           scale,
+                           n_head,
+                           ranking.queries.n_set,
+                           ranking.scores,
+                           kv,
+                           past(seq, n_pos),
+                           ranking.budget,
+                           selection,
+                           row_cache(kv)};
+    if (best_.takes(task)) {
         token_scores(ranking.scores, ranking.queries, kv, seq, n_pos, ranking.whole_key, nullptr);
         return best_.run(task, stream_.get());
     }

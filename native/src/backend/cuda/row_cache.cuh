@@ -59,40 +59,43 @@ class CachedRows {
     // The row of the list's j-th position, pos, in the cache; nullptr: it is not there. By a warp, of which lanes i and
     // i + 16 ask the same.
     __device__ const uint16_t* look_up(int32_t j, int32_t pos) const {
-        const uint16_t* found = j < n_ ? find(j, pos) : nullptr;
-        if (!is_first_) return found;
+        const int32_t found = j < n_ ? find(j, pos) : -1;
+        const uint16_t* row = found >= 0 ? row_at(found) : nullptr;
+        if (!is_first_) return row;
         const bool counts = j < n_ && threadIdx.x % 32 < 16;
-        const int n_found = __popc(__ballot_sync(0xffffffffu, counts && found)),
+        const int n_found = __popc(__ballot_sync(0xffffffffu, counts && row)),
                   n_all = __popc(__ballot_sync(0xffffffffu, counts));
         if (threadIdx.x % 32 == 0) count(n_found, n_all - n_found);
-        return found;
+        return row;
     }
 
-    // Where the row of the j-th position is to be left behind; nullptr: nowhere. To be asked by a thread that has
-    // looked it up.
-    __device__ uint16_t* place(int32_t j) const {
-        if (!has_room(j) || cache_.staged_tag[staged_at_ + j] == 0) return nullptr;
-        return cache_.staged + int64_t{staged_at_ + j} * row_values_;
-    }
-
-   private:
-    __device__ const uint16_t* find(int32_t j, int32_t pos) const {
-        const int64_t first = int64_t{head_} * cache_.n_row;
+    // The same, uncounted, for j < n by any thread: where in the cache, see row_at; -1: not there.
+    __device__ int32_t find(int32_t j, int32_t pos) const {
+        const int32_t first = head_ * cache_.n_row;
         const uint32_t tag = tag0_ + static_cast<uint32_t>(pos);
         const int32_t at = find_row(cache_.tag + first, cache_.n_row, tag);
         if (at >= 0) {
             cache_.used[first + at] = now_;
-            return cache_.rows + (first + at) * row_values_;
+            return first + at;
         }
         if (has_room(j)) cache_.staged_tag[staged_at_ + j] = tag;
-        return nullptr;
+        return -1;
     }
+    __device__ const uint16_t* row_at(int32_t found) const { return cache_.rows + int64_t{found} * row_values_; }
     __device__ void count(int n_found, int n_missing) const {
         unsigned long long* counts = cache_.counts + 2 * head_;
         if (n_found > 0) atomicAdd(counts, static_cast<unsigned long long>(n_found));
         if (n_missing > 0) atomicAdd(counts + 1, static_cast<unsigned long long>(n_missing));
     }
 
+    // Where the row of the j-th position is to be left behind; nullptr: nowhere. To be asked by a thread that has
+    // looked it up, or has met one that has.
+    __device__ uint16_t* place(int32_t j) const {
+        if (!has_room(j) || cache_.staged_tag[staged_at_ + j] == 0) return nullptr;
+        return cache_.staged + int64_t{staged_at_ + j} * row_values_;
+    }
+
+   private:
     __device__ bool has_room(int32_t j) const { return j < n_ && j >= first_staged_ && j < first_staged_ + n_room_; }
 
     const RowCacheView& cache_;
