@@ -103,7 +103,9 @@ def _print_plan(out: Console, path: str | os.PathLike[str], args: argparse.Names
     out.print(table(f"Plan for {plan.n_ctx:,} tokens", cells, ("bytes of", "device", "", "host", "")))
     largest = f"largest context that fits: {plan.n_ctx_max:,} tokens" if plan.n_ctx_max else "no context fits"
     trained = f" (trained: {info.n_ctx_train:,})" if plan.n_ctx_max > info.n_ctx_train else ""
-    out.print(Text(f"{'it fits' if plan.fits else 'it does not fit'}; {largest}{trained}\ndevice: {info.device}{placement}"))
+    out.print(
+        Text(f"{'it fits' if plan.fits else 'it does not fit'}; {largest}{trained}\ndevice: {info.device}{placement}")
+    )
 
 
 def kv_bytes_per_token(metadata: Mapping[str, Any]) -> int | None:

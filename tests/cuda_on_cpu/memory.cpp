@@ -160,7 +160,6 @@ bool holds_host_address(const void* arguments, size_t n_bytes) {
         uintptr_t word;
         std::memcpy(&word, static_cast<const uint8_t*>(arguments) + at, sizeof(word));
         if (word >> 40 < 0x55 || word >> 40 > 0x7f) continue;  // where Linux puts programs, heaps, libraries and stacks
-        if ((word & 0xff) <= 1) continue;  // may be a bool, and what was there before in the bytes that pad it
         const void* address = reinterpret_cast<const void*>(word);
         if (is_device_memory(address, 0) || is_pinned_memory(address, 0)) continue;
         unsigned char resident;

@@ -137,8 +137,8 @@ def test_the_plan_has_every_byte(k_dom: str, dom_bytes: int, share: int) -> None
 @pytest.mark.parametrize("k_dom", CODED)
 def test_steps_count_the_bytes_of_codes(k_dom: str) -> None:
     prompt, n = LONG[:1200], 8
-    options: dict[str, Any] = {"n_ctx": 1300, "table": made_up_table(), "method": "fasa", "n_tip": 16, "n_fac": 64}
-    with Llama(k_dom=k_dom, dense_layers=0, dense_below=0, **options) as llm:
+    method = Method("fasa", n_tip=16, n_fac=64, dense_layers=0, dense_below=0)
+    with Llama(n_ctx=1300, table=made_up_table(), method=method, k_dom=k_dom) as llm:
         result = complete(llm, prompt, n)
     assert result.sparsity.layers_sparse == 8 * (n - 1)
     rows = 8 * 2 * sum(range(len(prompt) + 1, len(prompt) + n))
@@ -151,8 +151,8 @@ def test_steps_count_the_bytes_of_codes(k_dom: str) -> None:
 
 @pytest.fixture(params=CODED)
 def options(request: pytest.FixtureRequest) -> Iterator[dict[str, Any]]:
-    sparse = {"method": "fasa", "n_fac": 64, "dense_below": 0}
-    yield {"n_ctx": 2000, "table": made_up_table(), "k_dom": request.param, **sparse}
+    method = Method("fasa", n_fac=64, dense_below=0)
+    yield {"n_ctx": 2000, "table": made_up_table(), "method": method, "k_dom": request.param}
 
 
 def test_a_saved_conversation_goes_on(options: dict[str, Any], tmp_path: Path) -> None:
@@ -250,7 +250,8 @@ def test_the_command_line_has_it(capsys: pytest.CaptureFixture[str], tmp_path: P
 
 def test_a_method_changed_later_reads_exact_keys() -> None:
     """Codes are of the dims that the context was made for: with others, whole keys are ranked by, and counted."""
-    with Llama(n_ctx=1300, table=made_up_table(), method="fasa", n_tip=16, n_fac=64, k_dom="q4", dense_below=0) as llm:
+    method = Method("fasa", n_tip=16, n_fac=64, dense_below=0)
+    with Llama(n_ctx=1300, table=made_up_table(), method=method, k_dom="q4") as llm:
         prompt = LONG[:1200]
         by_codes = complete(llm, prompt, 8).sparsity.kv_bytes_per_step
         llm.set_method(Method("fasa", n_tip=8, n_fac=64, dense_below=0))

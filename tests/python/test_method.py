@@ -365,13 +365,13 @@ def test_a_criterion_that_the_table_lacks() -> None:
 @each_device
 def test_the_criterion_decides_whatever_the_cache_was_split_by() -> None:
     """In a cache laid out by one criterion, the other one selects as in a cache of its own."""
-    options: dict[str, Any] = {"n_ctx": 2000, "n_fac": 48, "n_tip": 2, "dense_layers": 0, "dense_below": 0}
+    settings: dict[str, Any] = {"n_fac": 48, "n_tip": 2, "dense_layers": 0, "dense_below": 0}
     own, switched = [], []
     for criterion in ("ca", "mass"):
-        with Llama(table=made_up_table(5), method="fasa", criterion=criterion, **options) as llm:
+        with Llama(n_ctx=2000, table=made_up_table(5), method=Method("fasa", criterion=criterion, **settings)) as llm:
             own.append(forced(llm))
             other = "mass" if criterion == "ca" else "ca"
-            llm.set_method("fasa", criterion=other, n_fac=48, n_tip=2, dense_layers=0, dense_below=0)
+            llm.set_method("fasa", criterion=other, **settings)
             switched.insert(0, forced(llm))
     assert difference(own[0], own[1]) > 0.1
     for a, b in zip(own, switched, strict=True):  # equal but for rounding: keys, and so their sums, in another order
@@ -509,7 +509,8 @@ def test_streams_count_too(llm: Llama) -> None:
 @each_device
 @pytest.mark.parametrize("kv", ["device", "split"])
 def test_prefix_reuse_changes_nothing(kv: str) -> None:
-    with Llama(n_ctx=2000, table=made_up_table(), kv=kv, method="fasa", n_fac=64, dense_layers=0, dense_below=0) as llm:
+    method = Method("fasa", n_fac=64, dense_layers=0, dense_below=0)
+    with Llama(n_ctx=2000, table=made_up_table(), kv=kv, method=method) as llm:
         fresh = complete(llm, LONG)
         longer = complete(llm, [*LONG, *fresh.tokens])
         assert longer.usage.reused_tokens >= len(LONG) + len(fresh.tokens) - FEW

@@ -80,6 +80,7 @@ void launch(const Launch& how, void (*kernel)(P...), A... args) {
     cudaLaunchAttribute attributes[2];
     const cudaLaunchConfig_t config = config_of(how, attributes);
     check(cudaLaunchKernelEx(&config, kernel, static_cast<P>(args)...), how.name);
+    launched(how.stream, how.name);
 }
 
 }  // namespace fasa::cuda

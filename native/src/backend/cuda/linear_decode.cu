@@ -132,14 +132,11 @@ bool suits_few(DType type) {
     return suits;
 }
 
-#ifndef LD_RATIO
-#define LD_RATIO 5
-#endif
 // One row. Few warps with much under way each are faster where they can be, unless too many of them are left idle.
 void run_one(Job& job, int64_t n_in, bool mixed, cudaStream_t stream) {
     const int few = busy_warps(job, n_in, decode::max_warps<1, Team::few>);
     const int many = busy_warps(job, n_in, decode::max_warps<1, Team::many>);
-    if (!mixed && (!suits_few(job.product[0].dtype) || 4 * many > LD_RATIO * few)) {
+    if (!mixed && (!suits_few(job.product[0].dtype) || 4 * many > 5 * few)) {
         run<1, Team::many>(job, n_in, mixed, stream);
     } else {
         run<1, Team::few>(job, n_in, mixed, stream);

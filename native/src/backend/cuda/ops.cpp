@@ -12,6 +12,7 @@
 #include "backend/cuda/scores.h"
 #include "backend/cuda/system.h"
 #include "backend/cuda/weights.h"
+#include "base/error.h"
 
 namespace fasa::cuda {
 namespace {
@@ -139,15 +140,19 @@ const Graph& CudaOps::kept(uint64_t key, const std::function<void()>& body) {
         throw;
     }
     keeping_ = false;
+    const size_t most = static_cast<size_t>(n_launches_max(limits_.n_layer));
+    if (graph.n_nodes() > most) {
+        fail(FASA_ERROR, "a decode step has %zu launches, but memory was planned for %zu", graph.n_nodes(), most);
+    }
     return graph;
 }
 
 void CudaOps::keep(uint64_t key, const std::function<void()>& body) {
-    if (key != 0) kept(key, body);
+    if (key != 0 && !is_synchronous()) kept(key, body);
 }
 
 void CudaOps::run(uint64_t key, const std::function<void()>& body) {
-    if (key != 0) return kept(key, body).launch(stream_.get());
+    if (key != 0 && !is_synchronous()) return kept(key, body).launch(stream_.get());
     n_pos_max_ = batch_.n_pos_max;
     send_input();
     body();

@@ -30,7 +30,7 @@ class CudaOps final : public Ops {
     ~CudaOps() override;
     static OpsBytes n_bytes(const OpsLimits& limits, const GpuInfo& gpu);
     // Launches of a decode step are no more than these: what a graph of it is planned to hold.
-    static constexpr int n_launches_max(int n_layer) { return 24 * n_layer + 16; }
+    static constexpr int n_launches_max(int n_layer) { return 16 * n_layer + 16; }
 
     void begin(const Batch& batch) override;
     void run(uint64_t key, const std::function<void()>& body) override;

@@ -1,5 +1,6 @@
 #include "backend/cuda/runtime.h"
 
+#include <cstdlib>
 #include <cstring>
 #include <utility>
 
@@ -12,6 +13,21 @@ void check(cudaError_t status, const char* what) {
     cudaGetLastError();  // a failure that was reported must not be found again by a later call
     const fasa_status kind = status == cudaErrorMemoryAllocation ? FASA_ERROR_MEMORY : FASA_ERROR_DEVICE;
     fail(kind, "CUDA: %s: %s", what, cudaGetErrorString(status));
+}
+
+bool is_synchronous() {
+    static const bool asked = [] {
+        const char* value = std::getenv("FASA_CUDA_SYNC");
+        return value && std::strcmp(value, "1") == 0;
+    }();
+    return asked;
+}
+
+void launched(cudaStream_t stream, const char* name) {
+    if (!is_synchronous()) return;
+    cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
+    check(cudaStreamIsCapturing(stream, &capture), name);
+    if (capture == cudaStreamCaptureStatusNone) check(cudaStreamSynchronize(stream), name);
 }
 
 DeviceBuffer::DeviceBuffer(size_t n_bytes, const char* what, std::shared_ptr<Account> account)
@@ -50,7 +66,10 @@ Stream::Stream() {
     stream_.reset(stream);
 }
 
-void Stream::wait() const { check(cudaStreamSynchronize(get()), "waiting for the device"); }
+void Stream::wait() const {
+    check(cudaStreamSynchronize(get()),
+          is_synchronous() ? "waiting for the device" : "waiting for the device (FASA_CUDA_SYNC=1 names the kernel)");
+}
 
 Event::Event(bool keeps_time) {
     cudaEvent_t event = nullptr;
@@ -110,6 +129,7 @@ Graph::Graph(const Stream& stream, const std::function<void()>& work) {
     Capture capture(stream.get());
     work();
     check(capture.end(), "recording a graph");
+    check(cudaGraphGetNodes(capture.graph(), nullptr, &n_nodes_), "looking at a graph");
     cudaGraphExec_t exec = nullptr;
     check(cudaGraphInstantiate(&exec, capture.graph(), 0), "building a graph");
     exec_.reset(exec);

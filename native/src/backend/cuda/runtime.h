@@ -15,6 +15,12 @@ namespace fasa::cuda {
 // Throws MEMORY when memory is short, else DEVICE with the runtime's text and `what` was attempted.
 void check(cudaError_t status, const char* what);
 
+// Whether FASA_CUDA_SYNC=1 asks for it: every launch is then waited for and nothing is kept as a graph, so that a
+// failure names the kernel that it came from. Slow.
+bool is_synchronous();
+// To be called after a launch of a kernel. Throws what went wrong, where launches are waited for.
+void launched(cudaStream_t stream, const char* name);
+
 // Where the rows of the batch in progress lie. Kernels read it from device memory, so that a captured graph serves
 // every later step.
 struct Step {
@@ -103,10 +109,12 @@ class Graph {
     Graph(const Stream& stream, const std::function<void()>& work);
 
     void launch(cudaStream_t stream) const;
+    size_t n_nodes() const { return n_nodes_; }
     explicit operator bool() const { return exec_ != nullptr; }
 
    private:
     std::unique_ptr<CUgraphExec_st, Release> exec_;
+    size_t n_nodes_ = 0;
 };
 
 }  // namespace fasa::cuda

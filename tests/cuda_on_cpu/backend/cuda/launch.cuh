@@ -34,16 +34,28 @@ void allow_shared(void (*kernel)(P...), size_t n_bytes, const char* name) {
           name);
 }
 
+// Whether an argument does; false where the compiler cannot clear its padding, which may look like an address.
+template <class T>
+bool holds_host_address([[maybe_unused]] std::decay_t<T> argument) {
+#if __has_builtin(__builtin_clear_padding)
+    __builtin_clear_padding(&argument);
+    return on_cpu::holds_host_address(&argument, sizeof(argument));
+#else
+    return false;
+#endif
+}
+
 template <class... P, class... A>
 void launch(const Launch& how, void (*kernel)(P...), A... args) {
     using Arguments = std::tuple<std::decay_t<P>...>;
     static_assert(sizeof(Arguments) <= 4096 && (std::is_trivially_copyable_v<P> && ...));
     const Arguments arguments(static_cast<P>(args)...);
+    const bool takes_host_address = (holds_host_address<P>(static_cast<P>(args)) || ...);
     check(on_cpu::launch({how.name, how.grid, how.block, how.shared_bytes, how.overlap, how.cluster,
-                          [kernel, arguments] { std::apply(kernel, arguments); },
-                          on_cpu::holds_host_address(&arguments, sizeof(arguments))},
+                          [kernel, arguments] { std::apply(kernel, arguments); }, takes_host_address},
                          reinterpret_cast<const void*>(kernel), how.stream),
           how.name);
+    launched(how.stream, how.name);
 }
 
 }  // namespace fasa::cuda
