@@ -32,7 +32,7 @@ out=$root/build/gpu-results build='' total=0 types='' models='' models_args='' p
 sanitize='decode_attention_(groups|selected$|in_a_graph|unaligned)|prefill_attention_(of_groups|where_rows|over_a_tile)|rows_in_host_memory'
 sanitize+='|^(odd_shapes|float_rows|several_products|norm_and_product|gate_and_up)|prefill_(adds_bias|runs_products)'
 sanitize+='|_mass$|page_bounds|key_similarity|rope_store_does|scores_(of_dominant|count)|topk_of_(short|many)'
-sanitize+='|activations_have|norm_of_rows|gates_in|rows_of_every_type'
+sanitize+='|activations_have|norm_of_rows|gates_in|rows_of_every_type|attend_best_of_shapes|codes|keep_listed|(average|expand)_pages|bound_queries'
 
 usage() { sed -n '2,/^# shellcheck/{/^# shellcheck/d;s/^# \{0,1\}//;p}' "$0" >&2; exit 2; }
 

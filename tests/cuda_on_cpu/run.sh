@@ -14,7 +14,7 @@ read -ra cmake_args <<<"${CMAKE_ARGS:-}"
 if command -v nvcc >/dev/null || [[ -x /usr/local/cuda/bin/nvcc ]]; then
     cmake -S . -B "$build-nvcc" -G Ninja "${cmake_args[@]}" -DFASA_CUDA=ON \
         -DCMAKE_CUDA_ARCHITECTURES="${CUDA_ARCHITECTURE:-90}"
-    cmake --build "$build-nvcc" --target fasa
+    cmake --build "$build-nvcc" --target fasa_cuda
 else
     echo "no nvcc: the CUDA backend is not compiled for a GPU"
 fi
@@ -22,22 +22,32 @@ fi
 cmake -S . -B "$build" -G Ninja "${cmake_args[@]}" -DFASA_CUDA=OFF -DFASA_TESTS=ON
 cmake --build "$build" --target fasa_cuda_on_cpu_tests fasa_on_cpu
 
-# The processes take the tests in turn.
-program=$build/tests/cuda_on_cpu/fasa_cuda_on_cpu_tests
-mapfile -t names < <("$program" --list)
-n=$(nproc) processes=() failed=0
-for ((i = 0; i < n && i < ${#names[@]}; i++)); do
-    part=()
-    for ((j = i; j < ${#names[@]}; j += n)); do part+=("${names[j]}"); done
-    "$program" "${part[@]}" &
+logs=$(mktemp -d)
+trap 'rm -rf "$logs"' EXIT
+processes=()
+start() { # LOG COMMAND...
+    local log=$logs/$1
+    shift
+    "$@" >"$log" 2>&1 &
     processes+=($!)
-done
-for process in "${processes[@]}"; do wait "$process" || failed=1; done
-((failed == 0)) || exit 1
+}
 
+# A few Python tests, and beside them as many processes as there are cores left, which share the tests of ops.
 export FASA_LIBRARY=$build/tests/cuda_on_cpu/libfasa_on_cpu.so PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
-python3 -m pytest -c pyproject.toml -p no:cacheprovider -q -m gpu tests/python -k "$(tr '\n' ' ' <<'END'
+start 0-python python3 -m pytest -c pyproject.toml -p no:cacheprovider -q -m gpu tests/python -k "$(tr '\n' ' ' <<'END'
 (test_logits_match_the_reference and (llama-Q4_K-plain or odd-head or heads-of-80 or mixed-types))
 or (test_every_method_engages and qwen2 and (fasa or snapkv or quest))
 END
 )"
+program=$build/tests/cuda_on_cpu/fasa_cuda_on_cpu_tests
+mapfile -t names < <("$program" --list)
+n=$(($(nproc) > 1 ? $(nproc) - 1 : 1))
+for ((i = 0; i < n && i < ${#names[@]}; i++)); do
+    part=()
+    for ((j = i; j < ${#names[@]}; j += n)); do part+=("${names[j]}"); done
+    start "ops-$i" "$program" "${part[@]}"
+done
+failed=0
+for process in "${processes[@]}"; do wait "$process" || failed=1; done
+cat "$logs"/*
+exit "$failed"

@@ -55,7 +55,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     allow_error([&] {
         const auto file = gguf::File::open_memory({data, size}, "fuzz");
         read_everything(*file);
-        load_model(file, make_cpu_device(1), false, [](float) { return true; });
+        load_model(file, make_cpu_device(1), LoadOptions{}, [](float) { return true; });
     });
     return 0;
 }

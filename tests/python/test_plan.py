@@ -303,3 +303,25 @@ def test_plans_where_no_gpu_is_visible(tiny_path: Path) -> None:
     assert "no GPU" in auto and "no GPU" in cuda and device.startswith("cpu")
     info = "import sys; from fasa_py.cli import main; main(['info', sys.argv[1], '--vram', '8GiB'])"
     assert "assumed: one of 132 multiprocessors" in "\n".join(_python(info, tiny_path, FASA_ON_CPU_GPUS="0"))
+
+
+_SYNCHRONOUS = """
+import sys
+import fasa_py
+llm = fasa_py.Llama(sys.argv[1], device="cuda")
+try:
+    print(llm.generate("abc" * 20, max_tokens=3, temperature=0).tokens)
+except fasa_py.DeviceError as error:
+    print(error)
+"""
+
+
+@emulated
+def test_launches_that_are_waited_for_name_the_kernel(tiny_path: Path) -> None:
+    usual, waited_for = (_python(_SYNCHRONOUS, tiny_path, FASA_CUDA_SYNC=asked) for asked in "01")
+    assert usual == waited_for
+    found_late, found_at_once = (
+        _python(_SYNCHRONOUS, tiny_path, FASA_CUDA_SYNC=asked, FASA_ON_CPU_FAULT="round_rows")[0] for asked in "01"
+    )
+    assert found_at_once.startswith("CUDA: round_rows: ")
+    assert not found_late.startswith("CUDA: round_rows: ") and "FASA_CUDA_SYNC=1" in found_late

@@ -1,7 +1,7 @@
 // A cache on the device of rows of the KV cache that lie in host memory (FASA-M): those that decode steps chose of
 // late, of every layer and KV head. Attention looks its rows up, reads those that are there from the device, and leaves
 // copies of the others behind as they pass; once a step, keep() puts these where the longest unused ones were. So what
-// a step finds depends on the steps before alone, no step asks the host, and nothing of it changes a result.
+// a step finds depends on the steps before alone, no step asks the host, and rows are the same from either place.
 #pragma once
 
 #include <cstdint>
