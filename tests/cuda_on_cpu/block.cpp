@@ -352,6 +352,14 @@ void meet(Site site, unsigned mask, void* slot, Exchange exchange) {
     }
 }
 
+void wait_until(const char* what, const std::function<bool()>& holds) {
+    constexpr int many = 100000;  // turns of all threads
+    for (int i = 0; !holds(); ++i) {
+        if (i == many) fault("%s: what it waits for does not come", what);
+        Fiber::pause();
+    }
+}
+
 uint8_t* dynamic_shared() { return shared_of(running->rank); }
 
 void* in_shared_of(const void* shared, unsigned rank) {

@@ -88,6 +88,9 @@ void meet(Site site, unsigned mask, void* slot, Exchange exchange);
 void cluster_arrive(Site site);
 void cluster_wait(Site site);
 
+// Lets other threads run until it holds; a fault if it never does.
+void wait_until(const char* what, const std::function<bool()>& holds);
+
 uint8_t* dynamic_shared();
 // The same place in the dynamic shared memory of another block of the cluster. Static shared memory is one for all.
 void* in_shared_of(const void* shared, unsigned rank);

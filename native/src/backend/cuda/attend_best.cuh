@@ -1,7 +1,8 @@
 // Attention to the best-scored positions in one kernel: a cluster of blocks takes a set, each block a share of its
 // positions. It chooses with the other blocks (cluster_rank.cuh), attends to those chosen of its own share, and merges
-// with the others. Blocks speak with each other through shared memory alone, and only write to one another, so that
-// none has to wait for others to end.
+// with the others. Blocks speak with each other through shared memory alone: they send what the others need and wait
+// until what they need has come. No barrier of the cluster makes them wait for all writes that are under way (which
+// takes a microsecond), and none has to wait for others to end.
 #pragma once
 
 #include "backend/cuda/attend_best.h"
@@ -198,8 +199,12 @@ __device__ int attend_listed(const Task& task, const decode::Unit& u, const Keys
 // came from all blocks into y.
 template <int head_dim>
 __device__ void merge_all(const Task& task, const decode::Unit& u, const Merge& merge, const SoftmaxState* state,
-                          uint8_t* slots, int n_active, unsigned rank, unsigned n_block) {
+                          uint8_t* slots, int n_active, unsigned rank, unsigned n_block, uint64_t* box) {
     constexpr int per_query = head_dim / 4;
+    static_assert(sizeof(float4) == sizeof(uint4) && sizeof(SoftmaxState) == sizeof(uint64_t));
+    const int n_item = u.n * per_query,
+              n_own = min(max(n_item - static_cast<int>(rank) * merge.n_item, 0), merge.n_item);
+    if (threadIdx.x == 0) ptx::expect_mail(box, n_block * (n_own * sizeof(float4) + u.n * sizeof(SoftmaxState)));
     const auto weight_of = [&](int slot, int query, float top) {
         return exp2f(state[slot * max_group + query].top - decode::finite_top(top));
     };
@@ -208,7 +213,7 @@ __device__ void merge_all(const Task& task, const decode::Unit& u, const Merge& 
         for (int slot = 0; slot < n_active; ++slot) top = fmaxf(top, state[slot * max_group + query].top);
         return top;
     };
-    for (int i = threadIdx.x; i < u.n * per_query; i += n_thread) {
+    for (int i = threadIdx.x; i < n_item; i += n_thread) {
         const int query = i / per_query;
         const float top = top_of(query);
         float4 sum = {0, 0, 0, 0};
@@ -219,7 +224,10 @@ __device__ void merge_all(const Task& task, const decode::Unit& u, const Merge& 
             sum = {fmaf(w, v.x, sum.x), fmaf(w, v.y, sum.y), fmaf(w, v.z, sum.z), fmaf(w, v.w, sum.w)};
         }
         float4* to = merge.values + static_cast<int>(rank) * merge.n_item + i % merge.n_item;
-        *ptx::of_block(to, static_cast<unsigned>(i / merge.n_item)) = sum;
+        ptx::send(
+            reinterpret_cast<uint4*>(to),
+            make_uint4(__float_as_uint(sum.x), __float_as_uint(sum.y), __float_as_uint(sum.z), __float_as_uint(sum.w)),
+            box, static_cast<uint32_t>(i / merge.n_item));
     }
     for (int i = threadIdx.x; i < u.n * static_cast<int>(n_block); i += n_thread) {
         const int query = i % u.n;
@@ -227,9 +235,11 @@ __device__ void merge_all(const Task& task, const decode::Unit& u, const Merge& 
         for (int slot = 0; slot < n_active; ++slot) {
             whole.sum = fmaf(weight_of(slot, query, whole.top), state[slot * max_group + query].sum, whole.sum);
         }
-        *ptx::of_block(&merge.state[rank * max_group + query], static_cast<unsigned>(i / u.n)) = whole;
+        ptx::send(reinterpret_cast<uint64_t*>(&merge.state[rank * max_group + query]),
+                  uint64_t{__float_as_uint(whole.sum)} << 32 | __float_as_uint(whole.top), box,
+                  static_cast<uint32_t>(i / u.n));
     }
-    cluster::wait_for_cluster();
+    ptx::wait_for_mail(box, 0);
 
     for (int i = threadIdx.x; i < 4 * merge.n_item; i += n_thread) {
         const int item = static_cast<int>(rank) * merge.n_item + i / 4, query = item / per_query;
@@ -260,6 +270,7 @@ __global__ void __launch_bounds__(n_thread, head_dim < 256 ? 2 : 1) attend_best(
     const int set = blockIdx.y;
     const unsigned rank = blockIdx.x, n_block = gridDim.x;
 
+    if (threadIdx.x == 0) cluster::open_mailboxes(shared);
     ptx::cluster_arrive();
     const int32_t n_pos = n_past(task.past);
     const Ranked ranked(task.budget, n_pos);
@@ -314,7 +325,7 @@ __global__ void __launch_bounds__(n_thread, head_dim < 256 ? 2 : 1) attend_best(
     listed.find_rows();
     const int n_active = attend_listed<head_dim>(task, u, keys, listed, slots, state);
     const Merge merge(memory + at.merge, u.n * head_dim, static_cast<int>(n_block));
-    merge_all<head_dim>(task, u, merge, state, slots, n_active, rank, n_block);
+    merge_all<head_dim>(task, u, merge, state, slots, n_active, rank, n_block, &shared.mailbox[cluster::merge_mail]);
 }
 
 }  // namespace fasa::cuda::best

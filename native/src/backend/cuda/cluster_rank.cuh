@@ -69,14 +69,18 @@ struct Cut {
     __device__ bool is_whole() const { return n_left == n_inside; }
 };
 
+// What blocks send to each other, each kind to a mailbox of its own.
+enum Mail { counts_mail, other_counts_mail, open_mail, chosen_mail, merge_mail, n_mail };
+
 // At the start of a block's dynamic shared memory.
 struct Shared {
     uint16_t counts_of_blocks[2][max_blocks][n_bin];  // in turns, so that nobody overwrites what another still reads
     uint64_t open[max_open];                          // of all blocks, in any order
     float sample[n_rank_sample];
     uint32_t counts[n_bin];
-    uint32_t chosen_of_blocks[max_blocks];
+    uint64_t chosen_of_blocks[max_blocks];
     uint64_t totals[n_warp];
+    uint64_t mailbox[n_mail];
     Cut cut;
     int32_t n_open, n_open_before;  // of this block; chosen ones in blocks before this one
 };
@@ -112,30 +116,35 @@ __device__ inline uint64_t exclusive_sum(uint64_t x, uint64_t* totals, uint64_t&
     return before + sum - x;
 }
 
-__device__ inline void wait_for_cluster() {
-    ptx::cluster_arrive();
-    ptx::cluster_wait();
+// By one thread, before it arrives at the cluster's barrier.
+__device__ inline void open_mailboxes(Shared& shared) {
+    for (uint64_t& box : shared.mailbox) ptx::open_mailbox(&box);
 }
 
-// This block's counts go to all blocks. Before it, the block's threads must have met.
-__device__ inline void share_counts(Shared& shared, int turn, const Share& share) {
+// This block's counts go to all blocks; those of all come. Before it, the block's threads must have met. Calls are
+// numbered from 0, and take turns in where the counts go.
+__device__ inline void share_counts(Shared& shared, int call, const Share& share) {
+    const int turn = call % 2;
+    uint64_t* const box = &shared.mailbox[counts_mail + turn];
+    if (threadIdx.x == 0) ptx::expect_mail(box, share.n_block * sizeof(shared.counts_of_blocks[0][0]));
     constexpr int n_word = n_bin / 8;
     for (int i = threadIdx.x; i < static_cast<int>(share.n_block) * n_word; i += n_thread) {
         const uint32_t* c = shared.counts + i % n_word * 8;
-        uint16_t* to = ptx::of_block(&shared.counts_of_blocks[turn][share.rank][i % n_word * 8], i / n_word);
-        *reinterpret_cast<uint4*>(to) =
-            make_uint4(c[0] | c[1] << 16, c[2] | c[3] << 16, c[4] | c[5] << 16, c[6] | c[7] << 16);
+        uint16_t* to = &shared.counts_of_blocks[turn][share.rank][i % n_word * 8];
+        ptx::send(reinterpret_cast<uint4*>(to),
+                  make_uint4(c[0] | c[1] << 16, c[2] | c[3] << 16, c[4] | c[5] << 16, c[6] | c[7] << 16), box,
+                  static_cast<uint32_t>(i / n_word));
     }
-    wait_for_cluster();
+    ptx::wait_for_mail(box, call / 2);
 }
 
 // Where n_best positions of the cluster, counted from the highest bin down, end.
-__device__ inline Cut find_cut(Shared& shared, int turn, int32_t n_best, const Share& share) {
+__device__ inline Cut find_cut(Shared& shared, int call, int32_t n_best, const Share& share) {
     const int bin = n_bin - 1 - static_cast<int>(threadIdx.x);
     uint32_t here = 0, before = 0;
 #pragma unroll
     for (unsigned block = 0; block < max_blocks; ++block) {
-        const uint32_t n = block < share.n_block ? shared.counts_of_blocks[turn][block][bin] : 0;
+        const uint32_t n = block < share.n_block ? shared.counts_of_blocks[call % 2][block][bin] : 0;
         here += n;
         if (block < share.rank) before += n;
     }
@@ -210,8 +219,8 @@ __device__ inline void choose_open(Shared& shared, const Cut& cut, const Share& 
 __device__ inline uint64_t last_chosen(Shared& shared, const Ranked& ranked, const Share& share) {
     uint64_t value = 0, known = 0;  // the digits so far, and their bits
     int32_t n_left = ranked.n_best;
-    int turn = 1;
-    for (int shift = 56;; shift -= 8, turn ^= 1) {
+    int call = 1;  // of share_counts; choose made the first
+    for (int shift = 56;; shift -= 8, ++call) {
         shared.counts[threadIdx.x] = 0;
         __syncthreads();
         for (int32_t i = threadIdx.x; i < share.n; i += n_thread) {
@@ -220,8 +229,8 @@ __device__ inline uint64_t last_chosen(Shared& shared, const Ranked& ranked, con
             if ((v & known) == value) atomicAdd(&shared.counts[v >> shift & (n_bin - 1)], 1u);
         }
         __syncthreads();
-        share_counts(shared, turn, share);
-        const Cut cut = find_cut(shared, turn, n_left, share);
+        share_counts(shared, call, share);
+        const Cut cut = find_cut(shared, call, n_left, share);
         value |= static_cast<uint64_t>(cut.bin) << shift;
         known |= uint64_t{n_bin - 1} << shift;
         n_left = cut.n_left;
@@ -238,10 +247,10 @@ __device__ inline int32_t choose_slowly(Shared& shared, const Ranked& ranked, co
         [&](float, int32_t, bool ranks, bool is_chosen) { n += ranks && is_chosen; });
     uint64_t total;
     exclusive_sum(static_cast<uint64_t>(n), shared.totals, total);
-    if (threadIdx.x < share.n_block) {
-        *ptx::of_block(&shared.chosen_of_blocks[share.rank], threadIdx.x) = static_cast<uint32_t>(total);
-    }
-    wait_for_cluster();
+    uint64_t* const box = &shared.mailbox[chosen_mail];
+    if (threadIdx.x == 0) ptx::expect_mail(box, share.n_block * sizeof(total));
+    if (threadIdx.x < share.n_block) ptx::send(&shared.chosen_of_blocks[share.rank], total, box, threadIdx.x);
+    ptx::wait_for_mail(box, 0);
     int32_t before = 0;
     for (unsigned block = 0; block < share.rank; ++block)
         before += static_cast<int32_t>(shared.chosen_of_blocks[block]);
@@ -277,6 +286,8 @@ __device__ Chosen choose(Shared& shared, const Ranked& ranked, const Scale& scal
         __syncthreads();
         return {before, true};
     }
+    uint64_t* const box = &shared.mailbox[open_mail];
+    if (threadIdx.x == 0 && !cut.is_whole()) ptx::expect_mail(box, cut.n_inside * sizeof(uint64_t));
     const float sure = edge_of(cut.is_whole() ? cut.bin : cut.bin + 1), open = edge_of(cut.bin);
     fill_mask(
         share, ranked, [&](float score, int32_t) { return scale.place(score) >= sure; },
@@ -286,14 +297,14 @@ __device__ Chosen choose(Shared& shared, const Ranked& ranked, const Scale& scal
             fetch(pos);
             const int at = cut.n_inside_before + atomicAdd(&shared.n_open, 1);
             const uint64_t value = value_of(score, pos);
-            for (unsigned block = 0; block < share.n_block; ++block) *ptx::of_block(&shared.open[at], block) = value;
+            for (unsigned block = 0; block < share.n_block; ++block) ptx::send(&shared.open[at], value, box, block);
         });
     if (cut.is_whole()) {
         __syncthreads();
         return {cut.n_above_before + cut.n_inside_before, false};
     }
     __syncthreads();  // the mask is complete before its bits are set
-    wait_for_cluster();
+    ptx::wait_for_mail(box, 0);
     choose_open(shared, cut, share);
     return {cut.n_above_before + shared.n_open_before, false};
 }

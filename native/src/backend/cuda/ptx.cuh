@@ -91,11 +91,12 @@ __device__ inline void prefetch(const void* global, uint32_t n_bytes) {
 #endif
 }
 
-// The barrier of all threads of a cluster, in two halves; what a thread wrote before it arrived, to shared memory of
-// whichever block, those that waited see. Without clusters (before compute capability 9.0) there is nothing to do.
+// The barrier of all threads of a cluster, in two halves. It says that all blocks have come so far and their mailboxes
+// are open, nothing of other memory: that would wait for the writes under way. Without clusters (before compute
+// capability 9.0) there is nothing to do.
 __device__ inline void cluster_arrive() {
 #if __CUDA_ARCH__ >= 900
-    asm volatile("barrier.cluster.arrive.release;" ::: "memory");
+    asm volatile("barrier.cluster.arrive.relaxed;" ::: "memory");
 #endif
 }
 __device__ inline void cluster_wait() {
@@ -103,15 +104,63 @@ __device__ inline void cluster_wait() {
     asm volatile("barrier.cluster.wait.acquire;" ::: "memory");
 #endif
 }
-// The same place in the shared memory of another block of the cluster.
-template <class T>
-__device__ T* of_block(T* shared, unsigned rank) {
+
+// A mailbox (mbarrier) in shared memory counts bytes that blocks of the cluster send to this one. It is opened by one
+// thread before that arrives at the cluster's barrier; then for every round one thread says how many bytes are to come,
+// and who waits for the round, numbered from 0, sees them. Only for clusters.
+__device__ inline void open_mailbox(uint64_t* box) {
 #if __CUDA_ARCH__ >= 900
-    uint64_t at;
-    asm("mapa.u64 %0, %1, %2;" : "=l"(at) : "l"(shared), "r"(rank));
-    return reinterpret_cast<T*>(at);
-#else
-    return shared;
+    const uint32_t at = static_cast<uint32_t>(__cvta_generic_to_shared(box));
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(at) : "memory");
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+#endif
+}
+__device__ inline void expect_mail(uint64_t* box, uint32_t n_bytes) {
+#if __CUDA_ARCH__ >= 900
+    const uint32_t at = static_cast<uint32_t>(__cvta_generic_to_shared(box));
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(at), "r"(n_bytes) : "memory");
+#endif
+}
+__device__ inline void wait_for_mail(uint64_t* box, uint32_t round) {
+#if __CUDA_ARCH__ >= 900
+    const uint32_t at = static_cast<uint32_t>(__cvta_generic_to_shared(box));
+    uint32_t is_here;
+    do {
+        asm volatile(
+            "{\n.reg .pred p;\n"
+            "mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n"
+            "selp.u32 %0, 1, 0, p;\n}"
+            : "=r"(is_here)
+            : "r"(at), "r"(round & 1)
+            : "memory");
+    } while (!is_here);
+#endif
+}
+#if __CUDA_ARCH__ >= 900
+// The address, within the cluster, of the same place in another block's shared memory.
+__device__ inline uint32_t in_block(const void* shared, uint32_t rank) {
+    uint32_t at;
+    asm("mapa.shared::cluster.u32 %0, %1, %2;"
+        : "=r"(at)
+        : "r"(static_cast<uint32_t>(__cvta_generic_to_shared(shared))), "r"(rank));
+    return at;
+}
+#endif
+// Writes 8 or 16 bytes, aligned to their size, to the same place of block `rank`, and lets that block's mailbox know.
+__device__ inline void send(uint64_t* to, uint64_t value, uint64_t* box, uint32_t rank) {
+#if __CUDA_ARCH__ >= 900
+    asm volatile(
+        "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.b64 [%0], %1, [%2];" ::"r"(in_block(to, rank)),
+        "l"(value), "r"(in_block(box, rank))
+        : "memory");
+#endif
+}
+__device__ inline void send(uint4* to, uint4 value, uint64_t* box, uint32_t rank) {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0], {%1,%2,%3,%4}, [%5];" ::"r"(
+                     in_block(to, rank)),
+                 "r"(value.x), "r"(value.y), "r"(value.z), "r"(value.w), "r"(in_block(box, rank))
+                 : "memory");
 #endif
 }
 
