@@ -1,7 +1,7 @@
 // How fast a GPU reads rows of a KV cache where they lie in host memory, by how that memory was got:
 //
 //   nvcc -std=c++20 -O3 -arch=native -Inative/include -Inative/src -o build/host_memory bench/host_memory.cu
-//       native/src/backend/cuda/runtime.cu native/src/base/error.cpp && build/host_memory [GiB]
+//       native/src/backend/cuda/{account.cpp,runtime.cu} native/src/base/error.cpp && build/host_memory [GiB]
 //
 // "pinned" is cudaHostAlloc, as the library does it; "huge pages" is anonymous memory of 2 MiB pages, touched by
 // several threads and then registered. Rows are gathered as a layer of decode does it: 2,048 random rows of one layer's

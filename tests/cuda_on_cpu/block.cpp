@@ -38,6 +38,14 @@ unsigned cluster_phase = 0;  // of the cluster's barrier
 size_t n_arrived = 0;
 uint8_t* shared_end[MAX_CLUSTER];  // of the blocks' dynamic shared memory: nobody may touch what follows
 
+size_t n_running[MAX_CLUSTER];  // threads of the blocks that have not ended
+
+struct Mail {
+    unsigned rank;  // of the block it is for
+    std::function<void()> arrive;
+};
+std::vector<Mail> under_way;
+
 // The threads of the running block.
 std::unique_ptr<Thread>* own_threads() { return threads.data() + running->rank * n_threads; }
 std::string fault_text;
@@ -72,12 +80,17 @@ void body_of_thread(void*) {
     running->state = Thread::State::ended;
 }
 
-// Orders come from the seed in the environment, so that a missing barrier shows up; without one they ascend.
-void permute(std::vector<size_t>& order) {
+// By the seed in the environment; null without one.
+std::mt19937* randomness() {
     static const char* seed = std::getenv("FASA_ON_CPU_SEED");
     static std::mt19937 rng(seed ? static_cast<uint32_t>(std::strtoul(seed, nullptr, 10)) : 0);
+    return seed ? &rng : nullptr;
+}
+
+// Orders come from the seed, so that a missing barrier shows up; without one they ascend.
+void permute(std::vector<size_t>& order) {
     std::iota(order.begin(), order.end(), size_t{0});
-    if (seed) std::shuffle(order.begin(), order.end(), rng);
+    if (std::mt19937* rng = randomness()) std::shuffle(order.begin(), order.end(), *rng);
 }
 
 // Nobody can go on: say which different places the threads wait at.
@@ -123,12 +136,32 @@ void poison_shared(unsigned rank) {
     std::memset(shared_of(rank), 0xff, static_cast<size_t>(shared_end[rank] - shared_of(rank)));
 }
 
+// Some of the mail arrives, by the seed; without one all of it, in the order in which it was sent.
+void hand_over_mail() {
+    std::vector<Mail> mail = std::exchange(under_way, {});
+    std::mt19937* rng = randomness();
+    if (rng) std::shuffle(mail.begin(), mail.end(), *rng);
+    for (Mail& m : mail) {
+        if (n_running[m.rank] == 0) {
+            throw Fault("kernel " + kernel->name + ": mail arrives at block " + std::to_string(m.rank) +
+                        " of its cluster, which has ended");
+        }
+        if (rng && (*rng)() % 2) {
+            under_way.push_back(std::move(m));
+        } else {
+            m.arrive();
+        }
+    }
+}
+
 void run_cluster() {
     start_threads();
+    under_way.clear();
+    std::fill_n(n_running, kernel->cluster, n_threads);
     for (unsigned rank = 0; rank < kernel->cluster; ++rank) poison_shared(rank);
-    std::vector<size_t> order(n_threads * kernel->cluster), n_of_block(kernel->cluster, n_threads);
+    std::vector<size_t> order(n_threads * kernel->cluster);
     permute(order);
-    for (size_t n_left = order.size(); n_left > 0;) {
+    for (size_t n_left = order.size(); n_left > 0 || !under_way.empty(); hand_over_mail()) {
         bool progress = false;
         for (const size_t i : order) {
             Thread& t = *threads[i];
@@ -142,9 +175,9 @@ void run_cluster() {
             if (t.state != Thread::State::ended) continue;
             --n_left;
             // A block that has ended has no shared memory any more that others could read.
-            if (--n_of_block[t.rank] == 0) poison_shared(t.rank);
+            if (--n_running[t.rank] == 0) poison_shared(t.rank);
         }
-        if (!progress) report_deadlock();
+        if (!progress && n_left > 0) report_deadlock();
     }
 }
 
@@ -268,6 +301,7 @@ void fault(const char* format, ...) {
     va_start(args, format);
     fault_text = place() + ": " + format_text(format, args);
     va_end(args);
+    if (!running) throw Fault(std::exchange(fault_text, {}));
     for (;;) Fiber::pause();
 }
 
@@ -353,12 +387,14 @@ void meet(Site site, unsigned mask, void* slot, Exchange exchange) {
 }
 
 void wait_until(const char* what, const std::function<bool()>& holds) {
-    constexpr int many = 100000;  // turns of all threads
+    constexpr int many = 10000;  // turns of all threads
     for (int i = 0; !holds(); ++i) {
         if (i == many) fault("%s: what it waits for does not come", what);
         Fiber::pause();
     }
 }
+
+void send(unsigned rank, std::function<void()> arrive) { under_way.push_back({rank, std::move(arrive)}); }
 
 uint8_t* dynamic_shared() { return shared_of(running->rank); }
 

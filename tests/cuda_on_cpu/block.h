@@ -75,7 +75,7 @@ struct Block {
 extern Thread* running;
 extern Block block;
 
-// Ends the kernel; called by a thread.
+// Ends the kernel.
 [[noreturn]] void fault(const char* format, ...) __attribute__((format(printf, 1, 2)));
 
 // Waits for all threads of the block; the sum of their votes.
@@ -90,6 +90,10 @@ void cluster_wait(Site site);
 
 // Lets other threads run until it holds; a fault if it never does.
 void wait_until(const char* what, const std::function<bool()>& holds);
+
+// Something that comes to another block of the cluster later, at any time and in any order; by then the block must not
+// have ended.
+void send(unsigned rank, std::function<void()> arrive);
 
 uint8_t* dynamic_shared();
 // The same place in the dynamic shared memory of another block of the cluster. Static shared memory is one for all.

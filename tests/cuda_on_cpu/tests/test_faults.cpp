@@ -53,6 +53,33 @@ TEST(on_cpu_deadlocks) {
     wait();
 }
 
+// Two blocks; block 0 waits for n_bytes, while block 1 sends it 8, or it sends them itself and ends.
+__global__ void get_mail(uint32_t n_bytes, bool is_open, bool waits) {
+    FASA_DYNAMIC_SHARED(shared);
+    uint64_t *const box = reinterpret_cast<uint64_t*>(shared), *const letter = box + 1;
+    if (is_open) ptx::open_mailbox(box);
+    ptx::cluster_arrive();
+    ptx::cluster_wait();
+    if ((blockIdx.x == 1) == waits) ptx::send(letter, uint64_t{7}, box, 0);
+    if (blockIdx.x == 1 || !waits) return;
+    ptx::expect_mail(box, n_bytes);
+    ptx::wait_for_mail(box, 0);
+}
+
+TEST(on_cpu_mail) {
+    const auto run = [](uint32_t n_bytes, bool is_open, bool waits) {
+        launch({.name = "mail", .grid = 2, .block = 1, .shared_bytes = 16, .cluster = 2}, get_mail, n_bytes, is_open,
+               waits);
+        wait();
+    };
+    run(8, true, true);
+    CHECK_THROWS(run(16, true, true), FASA_ERROR_DEVICE, "kernel mail", "does not come");
+    CHECK_THROWS(run(4, true, true), FASA_ERROR_DEVICE, "4 bytes more than it expects");
+    CHECK_THROWS(run(8, false, true), FASA_ERROR_DEVICE, "not open");
+    CHECK_THROWS(run(8, true, false), FASA_ERROR_DEVICE, "block 0 of its cluster, which has ended");
+    run(8, true, true);
+}
+
 __global__ void read_shared(float* x, const float* from) {
     __shared__ float fixed[4];
     FASA_DYNAMIC_SHARED(shared);

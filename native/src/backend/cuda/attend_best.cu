@@ -36,7 +36,8 @@ int32_t share_of(int32_t n_pos, unsigned n_block) {
     return (std::max(n_pos, 1) + all - 1) / all * 32;
 }
 
-best::Layout layout_of(const Kernel& kernel, int32_t share, int group, const Budget& budget, unsigned n_block) {
+best::Layout layout_of(const Kernel& kernel, int32_t share, int group, const Budget& budget, unsigned n_block,
+                       bool is_cached) {
     uint32_t at = 0;
     const auto take = [&](size_t n_bytes) {
         const uint32_t here = at;
@@ -51,7 +52,9 @@ best::Layout layout_of(const Kernel& kernel, int32_t share, int group, const Bud
     const int32_t n_forced =
         static_cast<int32_t>(std::min(int64_t{budget.keep}, int64_t{budget.n_sink} + budget.n_recent));
     const int32_t n_own = share + (n_forced + static_cast<int32_t>(n_block) - 1) / static_cast<int32_t>(n_block);
-    layout.list = take(static_cast<size_t>(std::min(n_own, budget.keep)) * sizeof(int32_t));
+    const size_t list_bytes = static_cast<size_t>(std::min(n_own, budget.keep)) * sizeof(int32_t);
+    layout.list = take(list_bytes);
+    layout.places = take(is_cached ? list_bytes : 0);
     layout.slots = take(kernel.tile_bytes);
     layout.end = at;
     return layout;
@@ -89,7 +92,7 @@ AttendBest::Choice AttendBest::choose(const BestTask& t) const {
     for (unsigned n_block = cluster_for(gpu_.n_sm, t.n_set);;) {
         const int32_t share = share_of(t.past.n_pos_max, n_block);
         if (share > cluster::max_share) return {};
-        const best::Layout layout = layout_of(*kernel, share, group, t.budget, n_block);
+        const best::Layout layout = layout_of(*kernel, share, group, t.budget, n_block, t.cache.rows != nullptr);
         if (layout.end > gpu_.shared_bytes) return {};
         const unsigned possible =
             largest_cluster(kernel->body, static_cast<unsigned>(t.n_set), dim3(cluster::n_thread), layout.end, n_block);
@@ -116,11 +119,12 @@ void AttendBest::run(const BestTask& t, cudaStream_t stream) const {
                    .n_unit_queries = best::max_group,
                    .scale = t.scale * log2_e,
                    .scratch = {},
-                   .cache = {}};
+                   .cache = t.cache};
     task.scores = t.scores;
     task.n_set = t.n_set;
     task.past = t.past;
     task.budget = t.budget;
+    task.ahead = t.ahead;
     task.n_slow = scratch_.n_slow;
     launch({.name = "attend_best",
             .grid = dim3(choice.n_block, static_cast<unsigned>(t.n_set)),

@@ -24,6 +24,7 @@ struct Task {
     Budget budget;
     Layout layout;
     unsigned* n_slow;  // selections that took the slow way
+    Ahead ahead;
 };
 
 // What blocks hand to each other of their softmaxes: states, and values of the queries' dims that the receiver merges.
@@ -51,33 +52,67 @@ struct Forced {
           n(n_pos - gap),
           rank(static_cast<int32_t>(block)),
           n_block(static_cast<int32_t>(n_blocks)) {}
-    // f(i, position, its number in the selection) for the block's own, the i-th of them; each by some thread.
-    template <class F>
-    __device__ void for_own(F f) const {
-        for (int32_t i = threadIdx.x; i < n_own(); i += n_thread) {
-            const int32_t at = rank + i * n_block;
-            f(i, at < first ? at : at + gap, at < first ? at : at + n_best);
-        }
-    }
+    // The block's own, and the i-th of them: where it is, and its number in the selection.
     __device__ int32_t n_own() const { return (n - rank + n_block - 1) / n_block; }
+    __device__ int32_t position(int32_t i) const { return rank + i * n_block + (is_early(i) ? 0 : gap); }
+    __device__ int32_t number(int32_t i) const { return rank + i * n_block + (is_early(i) ? 0 : n_best); }
+    __device__ bool is_early(int32_t i) const { return rank + i * n_block < first; }
 };
 
-// The chosen positions of the block's share, ascending, to list and to `selected`. Returns how many they are; before
-// others read them, the block's threads must meet.
-__device__ inline int list_chosen(const cluster::Share& share, uint64_t* totals, int32_t* list, int32_t* selected) {
-    int n_listed = 0;
+// The positions that a block attends to: of those that are always kept the block's own, then the chosen ones of its
+// share.
+struct Listed {
+    int32_t* position;
+    const CachedRows& cached;
+    int32_t* place;     // what CachedRows::find says of them, if there is a cache of rows
+    int32_t* selected;  // the set's part of the selection
+
+    // Row i is that of a position, number `number` of the selection. By a thread, which is told whether the cache has
+    // it.
+    __device__ bool set(int i, int32_t pos, int32_t number) const {
+        position[i] = selected[number] = pos;
+        return cached.are_on() && (place[i] = cached.find(number, pos)) >= 0;
+    }
+    // Where in the cache row i is; negative: not there.
+    __device__ int32_t place_of(int i) const { return cached.are_on() ? place[i] : -1; }
+    // Rows of which n_found were in the cache and n_missing were not. By a thread.
+    __device__ void count(int n_found, int n_missing) const {
+        if (cached.are_on()) cached.count(n_found, n_missing);
+    }
+};
+
+// The block's own of the positions that are always kept. Returns how many; its threads have met.
+__device__ inline int list_forced(const Listed& listed, const Forced& forced) {
+    const int n = forced.n_own();
+    for (int first = 0; first < n; first += n_thread) {
+        const int i = first + static_cast<int>(threadIdx.x);
+        const bool found = i < n && listed.set(i, forced.position(i), forced.number(i));
+        const int n_found = __syncthreads_count(found);
+        if (threadIdx.x == 0) listed.count(n_found, min(n - first, n_thread) - n_found);
+    }
+    return n;
+}
+
+// The chosen positions of the block's share, ascending, to rows from n_listed on and to the selection from `number` on.
+// Returns how many rows there are then; the block's threads have met.
+__device__ inline int list_chosen(const Listed& listed, int n_listed, int32_t number, const cluster::Share& share,
+                                  uint64_t* totals) {
     const int32_t n_word = share.n / 32;
     for (int32_t tile = 0; tile < n_word; tile += n_thread) {
         const int32_t word = tile + static_cast<int32_t>(threadIdx.x);
         const uint32_t mask = word < n_word ? share.mask[word] : 0;
         uint64_t total;
-        int at =
-            n_listed + static_cast<int>(cluster::exclusive_sum(static_cast<uint64_t>(__popc(mask)), totals, total));
-        for (uint32_t left = mask; left; left &= left - 1, ++at) {
-            list[at] = selected[at] = share.begin + 32 * word + __ffs(static_cast<int>(left)) - 1;
+        int i = static_cast<int>(cluster::exclusive_sum(static_cast<uint64_t>(__popc(mask)), totals, total));
+        int n_found = 0;
+        for (uint32_t left = mask; left; left &= left - 1, ++i) {
+            const int32_t pos = share.begin + 32 * word + __ffs(static_cast<int>(left)) - 1;
+            n_found += listed.set(n_listed + i, pos, number + i);
         }
+        if (mask) listed.count(n_found, __popc(mask) - n_found);
         n_listed += static_cast<int>(total);
+        number += static_cast<int32_t>(total);
     }
+    __syncthreads();
     return n_listed;
 }
 
@@ -97,56 +132,94 @@ struct Tiles {
     }
 };
 
-// Brings listed rows, from number `first` on, into all slots, by the block.
+// Brings rows into slots, by the block: row_from .. row_to of the round that begins at row `first` of n listed ones.
 template <int head_dim>
-__device__ void copy_rows(uint8_t* slots, const Keys& keys, const int32_t* list, int first, int n_listed) {
+__device__ void copy_rows(uint8_t* slots, const Keys& keys, const Listed& listed, int first, int n, int row_from,
+                          int row_to) {
     using T = Tiles<head_dim>;
-    constexpr int row_words = head_dim / 4;
-    const int n_row = min((n_listed - first + decode::n_tile - 1) / decode::n_tile, T::n_slot) * decode::n_tile;
-#pragma unroll 4
-    for (int i = threadIdx.x; i < n_row * row_words; i += n_thread) {
-        const int row = i / row_words, at = 8 * (i % row_words);
-        const bool is_valid = first + row < n_listed;
-        const int64_t pos = is_valid ? list[first + row] : 0;
-        const uint16_t* from =
-            at < keys.n_dom ? keys.dom + pos * keys.n_dom + at : keys.rest + pos * keys.row_values + (at - keys.n_dom);
+    constexpr int row_words = head_dim / 4, n_at_once = n_thread / row_words;
+    if (n_at_once * row_words < n_thread && threadIdx.x >= n_at_once * row_words) return;
+    const int at = 8 * static_cast<int>(threadIdx.x % row_words);
+    const bool in_dom = at < keys.n_dom;
+    const uint16_t* const base = in_dom ? keys.dom + at : keys.rest + (at - keys.n_dom);
+    const int32_t stride = in_dom ? keys.n_dom : keys.row_values;
+#pragma unroll 2
+    for (int row = row_from + static_cast<int>(threadIdx.x) / row_words; row < row_to; row += n_at_once) {
+        const bool is_valid = first + row < n;
+        const uint16_t* from = base;
+        if (is_valid) {
+            const int32_t place = in_dom ? -1 : listed.place_of(first + row);
+            from = place < 0 ? base + int64_t{listed.position[first + row]} * stride
+                             : listed.cached.row_at(place) + (at - keys.n_dom);
+        }
         ptx::copy_async_16(slots + row * T::row_bytes + 2 * at, from, is_valid);
     }
-    ptx::copy_async_commit();
+}
+
+// Of the round that begins at row `first` of n listed ones, up to whole tiles.
+template <int head_dim>
+__device__ int rows_of_round(int first, int n) {
+    constexpr int n_tile = decode::n_tile;
+    return min((n - first + n_tile - 1) / n_tile, Tiles<head_dim>::n_slot) * n_tile;
+}
+
+// Leaves the rows of a round behind that were not in the cache of rows.
+template <int head_dim>
+__device__ void leave_rows(const uint8_t* slots, const Keys& keys, const Listed& listed, int first, int n) {
+    if (!listed.cached.are_on()) return;
+    const int n_row = min(n - first, Tiles<head_dim>::n_slot * decode::n_tile);
+    for (int row = threadIdx.x / 32; row < n_row; row += n_warp) {
+        uint4* to = reinterpret_cast<uint4*>(listed.cached.staged_at(listed.place[first + row]));
+        const uint8_t* from = slots + row * Tiles<head_dim>::row_bytes + 2 * keys.n_dom;
+        for (int i = threadIdx.x % 32; to && i < keys.row_values / 8; i += 32) {
+            to[i] = reinterpret_cast<const uint4*>(from)[i];
+        }
+    }
 }
 
 template <int head_dim>
 using Queries = decode::Queries<head_dim, Tiles<head_dim>::value_dim>;
 
-// Attention to n listed rows by the block's warps; states [n_slot][max_group] and values stay for merging. Returns in
-// how many slots.
-template <int head_dim>
-__device__ int attend_listed(Queries<head_dim> (&queries)[1], const Keys& keys, const int32_t* list, int n,
-                             uint8_t* slots, SoftmaxState* state) {
+// The block's part of what is to be brought ahead.
+__device__ inline void fetch_ahead(const Ahead& ahead) {
+    constexpr uint32_t piece = 4096;
+    if (threadIdx.x % 32 > 0) return;
+    const uint32_t n_warps = gridDim.x * gridDim.y * n_warp,
+                   warp = (blockIdx.y * gridDim.x + blockIdx.x) * n_warp + threadIdx.x / 32;
+    for (int i = 0; i < ahead.n_part; ++i) {
+        const Ahead::Part& part = ahead.part[i];
+        for (uint32_t at = warp * piece; at < part.n_bytes; at += n_warps * piece) {
+            ptx::prefetch_bulk(part.at + at, min(piece, part.n_bytes - at));
+        }
+    }
+}
+
+// Attention to n listed rows by the block's warps, the first n_early of which are on their way; states
+// [n_slot][max_group] and values stay for merging. meanwhile() is called while rows come. Returns in how many slots.
+template <int head_dim, class Meanwhile>
+__device__ int attend_listed(Queries<head_dim> (&queries)[1], const Keys& keys, const Listed& listed, int n,
+                             int n_early, uint8_t* slots, SoftmaxState* state, Meanwhile meanwhile) {
     using T = Tiles<head_dim>;
+    constexpr int n_tile = decode::n_tile;
     const int slot = threadIdx.x / 32 / T::n_part, part = threadIdx.x / 32 % T::n_part;
-    const int n_tile = (n + decode::n_tile - 1) / decode::n_tile;
-    if (n_tile == 0) return 0;
-    copy_rows<head_dim>(slots, keys, list, 0, n);
     queries[0].see(n);
-    for (int tile = slot;; tile += T::n_slot) {
+    for (int first = 0; first < n; first += T::n_slot * n_tile) {
+        copy_rows<head_dim>(slots, keys, listed, first, n, first == 0 ? n_early : 0, rows_of_round<head_dim>(first, n));
+        ptx::copy_async_commit();
+        if (first == 0) meanwhile();
         ptx::copy_async_wait<0>();
         __syncthreads();
-        const int first = tile * decode::n_tile;
-        if (tile < n_tile) {
-            decode::add_tile(queries, slots + slot * T::slot_bytes, first, first + decode::n_tile <= n,
-                             part * T::value_dim);
+        leave_rows<head_dim>(slots, keys, listed, first, n);
+        if (const int own = first + slot * n_tile; own < n) {
+            decode::add_tile(queries, slots + slot * T::slot_bytes, own, own + n_tile <= n, part * T::value_dim);
         }
         __syncthreads();
-        const int next = tile - slot + T::n_slot;
-        if (next >= n_tile) break;
-        copy_rows<head_dim>(slots, keys, list, next * decode::n_tile, n);
     }
-    if (slot < n_tile) {
+    if (slot * n_tile < n) {
         queries[0].write(state + slot * max_group, T::values(slots, slot, 0, part * T::value_dim), T::query_stride);
     }
     __syncthreads();
-    return min(n_tile, T::n_slot);
+    return min((n + n_tile - 1) / n_tile, T::n_slot);
 }
 
 // The softmaxes of a block's slots that have one, of a query.
@@ -252,7 +325,6 @@ __global__ void __launch_bounds__(n_thread, head_dim < 256 ? 2 : 1) attend_best(
     const Layout& at = task.layout;
     cluster::Shared& shared = *reinterpret_cast<cluster::Shared*>(memory);
     uint8_t* const slots = memory + at.slots;
-    int32_t* const list = reinterpret_cast<int32_t*>(memory + at.list);
     const int set = blockIdx.y;
     const unsigned rank = blockIdx.x, n_block = gridDim.x;
 
@@ -271,20 +343,30 @@ __global__ void __launch_bounds__(n_thread, head_dim < 256 ? 2 : 1) attend_best(
         n_block};
     const Keys keys(task.attend.kv, seq_of(task.past), set, task.n_set);
 
+    const bool on_host = task.attend.kv.host_layer >= 0;  // the rows, not the dominant keys
     const uint32_t dom_bytes = 2 * static_cast<uint32_t>(keys.n_dom),
                    rest_bytes = 2 * static_cast<uint32_t>(keys.row_values);
     const auto fetch = [&](int32_t pos) {
-        if (task.attend.kv.host_layer >= 0) return;  // the L2 cache is for device memory
-        ptx::prefetch(keys.rest + int64_t{pos} * keys.row_values, rest_bytes);
-        ptx::prefetch(keys.dom + int64_t{pos} * keys.n_dom, dom_bytes);
+        if (!on_host) ptx::prefetch(keys.rest + int64_t{pos} * keys.row_values, rest_bytes);
+        if (dom_bytes > 0) ptx::prefetch(keys.dom + int64_t{pos} * keys.n_dom, dom_bytes);
     };
     cluster::clear(shared, share);
     const Forced forced(ranked, n_pos, rank, n_block);
-    forced.for_own([&](int32_t, int32_t pos, int32_t) { fetch(pos); });
+    for (int i = threadIdx.x; i < forced.n_own(); i += n_thread) fetch(forced.position(i));
     __syncthreads();
 
     ptx::start_next();
     ptx::wait_for_previous();
+    const Selection& selection = task.attend.selection;
+    const CachedRows cached(task.attend.cache, task.attend.kv, seq_of(task.past), set, task.attend.sets_a_head,
+                            ranked.keep, n_pos - 1, true);
+    const Listed listed = {reinterpret_cast<int32_t*>(memory + at.list), cached,
+                           reinterpret_cast<int32_t*>(memory + at.places),
+                           selection.positions + int64_t{set} * selection.capacity};
+    const int n_forced = list_forced(listed, forced);
+    const int n_early = min(n_forced, Tiles<head_dim>::n_slot * decode::n_tile);
+    copy_rows<head_dim>(slots, keys, listed, 0, n_forced, 0, n_early);
+
     decode::Unit u = {};
     u.set = set, u.n = task.attend.group;
     Queries<head_dim> queries[1];
@@ -298,18 +380,16 @@ __global__ void __launch_bounds__(n_thread, head_dim < 256 ? 2 : 1) attend_best(
         queries[0].load(task.attend, u, 0);
         ptx::cluster_wait();
     }
-    const Selection& selection = task.attend.selection;
-    int32_t* const selected = selection.positions + int64_t{set} * selection.capacity;
-    const int n_chosen = list_chosen(share, shared.totals, list, selected + ranked.first + chosen.n_before);
-    forced.for_own([&](int32_t i, int32_t pos, int32_t number) { list[n_chosen + i] = selected[number] = pos; });
+    const int n_listed = list_chosen(listed, n_forced, ranked.first + chosen.n_before, share, shared.totals);
     if (rank == 0 && threadIdx.x == 0) {
         selection.count[set] = ranked.keep;
         if (chosen.slowly) atomicAdd(task.n_slow, 1u);
     }
-    __syncthreads();
 
     SoftmaxState* const state = reinterpret_cast<SoftmaxState*>(shared.open);  // [n_slot][max_group]
-    const int n_active = attend_listed<head_dim>(queries, keys, list, n_chosen + forced.n_own(), slots, state);
+    const int n_active = attend_listed<head_dim>(queries, keys, listed, n_listed, n_early, slots, state, [&] {
+        if (on_host) fetch_ahead(task.ahead);
+    });
     const Merge merge(memory + at.merge, u.n * head_dim, static_cast<int>(n_block));
     merge_all<head_dim>(task, u, merge, state, slots, n_active, rank, n_block, &shared.mailbox[cluster::merge_mail]);
 }

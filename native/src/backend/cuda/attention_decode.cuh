@@ -79,9 +79,7 @@ __device__ inline int32_t position(const Args& a, const Unit& u, int j) {
 
 // What the cache of rows has of the unit's positions.
 __device__ inline CachedRows cached_rows(const Args& a, const Unit& u) {
-    const int head_kv = u.set / a.sets_a_head;
-    return {a.cache,       a.kv,    u.seq,  head_kv,     u.set - head_kv * a.sets_a_head,
-            a.sets_a_head, u.n_pos, u.pos0, u.first == 0};
+    return {a.cache, a.kv, u.seq, u.set, a.sets_a_head, u.n_pos, u.pos0, u.first == 0};
 }
 
 // Where a query's head lies in q and y.

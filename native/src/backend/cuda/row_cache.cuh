@@ -38,20 +38,20 @@ __device__ inline int32_t find_row(const uint32_t* tags, int32_t n_row, uint32_t
 // One list of positions of a decode step, and what the cache has of it.
 class CachedRows {
    public:
-    // The list is number `list` of its KV head's n_list and has n positions; pos0 is the step's own. Of the units that
-    // go through the same list only the first counts and leaves rows behind.
-    __device__ CachedRows(const RowCacheView& cache, const KvView& kv, int32_t seq, int head_kv, int list, int n_list,
-                          int32_t n, int32_t pos0, bool is_first)
+    // The list is that of a set, of which each KV head has sets_a_head, and has n positions; pos0 is the step's own. Of
+    // the units that go through the same list only the first counts and leaves rows behind.
+    __device__ CachedRows(const RowCacheView& cache, const KvView& kv, int32_t seq, int set, int sets_a_head, int32_t n,
+                          int32_t pos0, bool is_first)
         : cache_(cache), n_(n), is_first_(is_first) {
         if (!cache.rows) return;
-        head_ = head_kv;
+        head_ = set / sets_a_head;
         row_values_ = 2 * kv.head_dim - kv.n_dom;
         tag0_ = tag_of(seq, kv.n_ctx, 0);
-        now_ = cache.now[head_kv];
+        now_ = cache.now[head_];
         // Where there is no room for the whole list, steps take turns with its parts.
-        n_room_ = is_first ? cache.n_staged / n_list : 0;
+        n_room_ = is_first ? cache.n_staged / sets_a_head : 0;
         if (n_room_ > 0) first_staged_ = pos0 % ((n + n_room_ - 1) / n_room_) * n_room_;
-        staged_at_ = head_kv * cache.n_staged + list * n_room_ - first_staged_;
+        staged_at_ = head_ * cache.n_staged + set % sets_a_head * n_room_ - first_staged_;
     }
 
     __device__ bool are_on() const { return cache_.rows != nullptr; }
@@ -59,13 +59,40 @@ class CachedRows {
     // The row of the list's j-th position, pos, in the cache; nullptr: it is not there. By a warp, of which lanes i and
     // i + 16 ask the same.
     __device__ const uint16_t* look_up(int32_t j, int32_t pos) const {
-        const uint16_t* found = j < n_ ? find(j, pos) : nullptr;
-        if (!is_first_) return found;
+        const int32_t found = j < n_ ? find(j, pos) : nowhere;
+        const uint16_t* row = found >= 0 ? row_at(found) : nullptr;
+        if (!is_first_) return row;
         const bool counts = j < n_ && threadIdx.x % 32 < 16;
-        const int n_found = __popc(__ballot_sync(0xffffffffu, counts && found)),
+        const int n_found = __popc(__ballot_sync(0xffffffffu, counts && row)),
                   n_all = __popc(__ballot_sync(0xffffffffu, counts));
         if (threadIdx.x % 32 == 0) count(n_found, n_all - n_found);
-        return found;
+        return row;
+    }
+
+    // The same for j < n by any thread, uncounted: the number of the row in cache.rows. If it is not there, ~ of its
+    // number in cache.staged, where it is to be left behind, or nowhere.
+    static constexpr int32_t nowhere = INT32_MIN;
+    __device__ int32_t find(int32_t j, int32_t pos) const {
+        const int32_t first = head_ * cache_.n_row;
+        const uint32_t tag = tag0_ + static_cast<uint32_t>(pos);
+        const int32_t at = find_row(cache_.tag + first, cache_.n_row, tag);
+        if (at >= 0) {
+            cache_.used[first + at] = now_;
+            return first + at;
+        }
+        if (!has_room(j)) return nowhere;
+        cache_.staged_tag[staged_at_ + j] = tag;
+        return ~(staged_at_ + j);
+    }
+    __device__ const uint16_t* row_at(int32_t found) const { return cache_.rows + found * row_values_; }
+    // Where a row is to be left behind of which find said this; nullptr: nowhere.
+    __device__ uint16_t* staged_at(int32_t found) const {
+        return found >= 0 || found == nowhere ? nullptr : cache_.staged + ~found * row_values_;
+    }
+    __device__ void count(int n_found, int n_missing) const {
+        unsigned long long* counts = cache_.counts + 2 * head_;
+        if (n_found > 0) atomicAdd(counts, static_cast<unsigned long long>(n_found));
+        if (n_missing > 0) atomicAdd(counts + 1, static_cast<unsigned long long>(n_missing));
     }
 
     // Where the row of the j-th position is to be left behind; nullptr: nowhere. To be asked by a thread that has
@@ -76,23 +103,6 @@ class CachedRows {
     }
 
    private:
-    __device__ const uint16_t* find(int32_t j, int32_t pos) const {
-        const int64_t first = int64_t{head_} * cache_.n_row;
-        const uint32_t tag = tag0_ + static_cast<uint32_t>(pos);
-        const int32_t at = find_row(cache_.tag + first, cache_.n_row, tag);
-        if (at >= 0) {
-            cache_.used[first + at] = now_;
-            return cache_.rows + (first + at) * row_values_;
-        }
-        if (has_room(j)) cache_.staged_tag[staged_at_ + j] = tag;
-        return nullptr;
-    }
-    __device__ void count(int n_found, int n_missing) const {
-        unsigned long long* counts = cache_.counts + 2 * head_;
-        if (n_found > 0) atomicAdd(counts, static_cast<unsigned long long>(n_found));
-        if (n_missing > 0) atomicAdd(counts + 1, static_cast<unsigned long long>(n_missing));
-    }
-
     __device__ bool has_room(int32_t j) const { return j < n_ && j >= first_staged_ && j < first_staged_ + n_room_; }
 
     const RowCacheView& cache_;

@@ -118,8 +118,12 @@ inline uint2 load_once_8(const void* global) {
     return *static_cast<const uint2*>(global);
 }
 
+inline void prefetch_bulk(const void* global, uint32_t n_bytes) {
+    if ((reinterpret_cast<uintptr_t>(global) | n_bytes) % 16 != 0) on_cpu::fault("prefetch_bulk: not 16-byte aligned");
+}
 inline void prefetch(const void* global, uint32_t n_bytes) {
-    if ((reinterpret_cast<uintptr_t>(global) | n_bytes) % 16 != 0) on_cpu::fault("prefetch: not 16-byte aligned");
+    const volatile uint8_t* at = static_cast<const uint8_t*>(global);
+    at[0], at[n_bytes - 1];
 }
 
 inline void cluster_arrive(ON_CPU_CALLER) { on_cpu::cluster_arrive({"cluster_arrive", file, line}); }
@@ -128,31 +132,43 @@ inline void cluster_wait(ON_CPU_CALLER) { on_cpu::cluster_wait({"cluster_wait", 
 // What is in a mailbox's word.
 struct Mailbox {
     int32_t n_missing;  // bytes: expected ones that have not come, less those that came before they were expected
-    uint16_t is_expecting, round;
+    uint8_t is_expecting, is_open;
+    uint16_t round;
 };
-inline Mailbox* mailbox(uint64_t* box) { return reinterpret_cast<Mailbox*>(box); }
-inline void end_round(Mailbox* m) {
-    if (m->is_expecting && m->n_missing == 0) *m = {0, 0, static_cast<uint16_t>(m->round + 1)};
+inline Mailbox& mailbox(uint64_t* box) {
+    Mailbox& m = *reinterpret_cast<Mailbox*>(box);
+    if (m.is_open != 1) on_cpu::fault("a mailbox that is not open");
+    return m;
 }
-inline void open_mailbox(uint64_t* box) { *mailbox(box) = {0, 0, 0}; }
+inline void end_round(Mailbox& m) {
+    if (!m.is_expecting) return;
+    if (m.n_missing < 0) on_cpu::fault("a mailbox has got %d bytes more than it expects", -m.n_missing);
+    if (m.n_missing == 0) m = {0, 0, 1, static_cast<uint16_t>(m.round + 1)};
+}
+inline void open_mailbox(uint64_t* box) { *reinterpret_cast<Mailbox*>(box) = {0, 0, 1, 0}; }
 inline void expect_mail(uint64_t* box, uint32_t n_bytes) {
-    Mailbox* m = mailbox(box);
-    if (m->is_expecting) on_cpu::fault("expect_mail: the round before has not ended");
-    m->is_expecting = 1;
-    m->n_missing += static_cast<int32_t>(n_bytes);
+    Mailbox& m = mailbox(box);
+    if (m.is_expecting) on_cpu::fault("expect_mail: the round before has not ended");
+    m.is_expecting = 1;
+    m.n_missing += static_cast<int32_t>(n_bytes);
     end_round(m);
 }
 inline void wait_for_mail(uint64_t* box, uint32_t round) {
     // Of the round, only whether it is odd counts.
-    on_cpu::wait_until("wait_for_mail", [=] { return (mailbox(box)->round & 1u) != (round & 1u); });
+    on_cpu::wait_until("wait_for_mail", [=] { return (mailbox(box).round & 1u) != (round & 1u); });
 }
 template <class T>
 void send(T* to, T value, uint64_t* box, uint32_t rank) {
     if (reinterpret_cast<uintptr_t>(to) % sizeof(T) != 0) on_cpu::fault("send: the address is not aligned");
-    *static_cast<T*>(on_cpu::in_shared_of(to, rank)) = value;
-    Mailbox* m = mailbox(static_cast<uint64_t*>(on_cpu::in_shared_of(box, rank)));
-    m->n_missing -= static_cast<int32_t>(sizeof(T));
-    end_round(m);
+    T* const there = static_cast<T*>(on_cpu::in_shared_of(to, rank));
+    uint64_t* const box_there = static_cast<uint64_t*>(on_cpu::in_shared_of(box, rank));
+    mailbox(box_there);
+    on_cpu::send(rank, [=] {
+        *there = value;
+        Mailbox& m = mailbox(box_there);
+        m.n_missing -= static_cast<int32_t>(sizeof(T));
+        end_round(m);
+    });
 }
 
 inline void wait_for_previous() { on_cpu::block.waited_for_previous = true; }
