@@ -1,12 +1,15 @@
 // A sparse layer in one kernel: lists equal to what the CPU chooses by the same scores, attention to them against sums
-// in double precision.
+// in double precision; rows in host memory, with a cache of them, against rows on the device.
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <limits>
 #include <random>
+#include <utility>
 
 #include "backend/cpu/topk.h"
 #include "backend/cuda/attend_best.h"
+#include "backend/cuda/row_cache.h"
 #include "backend/cuda/scores.h"
 #include "base/half.h"
 #include "check.h"
@@ -124,6 +127,46 @@ class Lab {
         CHECK(positions[int64_t{s.n_set} * capacity] == -1);  // nothing is written behind the lists
         return n_slow_.host()[0] - slow_before;
     }
+    // Steps of a sequence whose queries change a little, with all rows on the device, and with them in host memory and
+    // n_row of each KV head in a cache; the same bits. Returns the rows found there and not found.
+    RowCounts check_cached(int n_step, int32_t n_row, const Budget& budget) {
+        const cuda::PinnedBuffer host(rest_.size() * sizeof(rest_[0]), "rows of a test");
+        std::memcpy(host.data(), rest_.data(), host.n_bytes());
+        KvView split = view();
+        split.rest = static_cast<uint16_t*>(host.on_device());
+        split.host_layer = 0;
+        OpsLimits limits{1, 0, s.n_head, s.n_head_kv, s.head_dim, s.n_ctx};
+        limits.host_row_values = 2 * s.head_dim - s.n_dom;
+        limits.n_host_layer = 1, limits.n_cache_row = n_row, limits.n_seq = n_seq;
+        Arena measure(nullptr);
+        cuda::RowCache::take(measure, limits);
+        const DeviceArray<uint8_t> memory(std::vector<uint8_t>(measure.used()));
+        Arena arena(memory.data());
+        const cuda::RowCache cache(limits, cuda::RowCache::take(arena, limits), nullptr);
+
+        const Selection selection{positions_.data(), count_.data(), s.n_set, budget.keep};
+        std::vector<float> q = q_;
+        for (int step = 0; step < n_step; ++step) {
+            const int32_t n_pos = s.n_ctx - n_step + step;
+            const cuda::Past past{step_.data(), seq, n_pos, n_pos};
+            const auto run = [&](const KvView& kv, const cuda::RowCacheView& rows) {
+                cuda::token_scores(scores_.data(), {device_q_.data(), nullptr, s.n_head, s.n_set}, kv, past, false,
+                                   nullptr, nullptr);
+                op_.run({y_.data(), device_q_.data(), scale, s.n_head, s.n_set, scores_.data(), kv, past, budget,
+                         selection, rows},
+                        nullptr);
+                return std::pair(y_.host(), positions_.host());
+            };
+            const auto noise = random_floats(static_cast<int64_t>(q.size()), 100 + static_cast<unsigned>(step));
+            for (size_t i = 0; i < q.size(); ++i) q[i] = 0.9f * q[i] + 0.2f * noise[i];
+            device_q_.set(q);
+            const auto expected = run(view(), {}), found = run(split, cache.layer(0));
+            cache.keep(nullptr);
+            CHECK(std::memcmp(found.first.data(), expected.first.data(), found.first.size() * sizeof(float)) == 0);
+            CHECK(found.second == expected.second);
+        }
+        return cache.counts(nullptr);
+    }
     KvView view() const {
         return {device_dom_.data(), device_rest_.data(), nullptr, s.n_ctx, s.n_head_kv, s.head_dim, s.n_dom};
     }
@@ -237,6 +280,22 @@ TEST(cuda_attend_best_of_long_contexts) {
     for (const Kind& kind : kinds) {
         wide.set(kind);
         wide.check(20012, {256, 4, 32}, 20012);
+    }
+}
+
+TEST(cuda_attend_best_with_a_cache_of_rows) {
+    constexpr int n_step = 6;
+    for (const Shape& shape : {Shape{128, 32, 8, 2, 2, 1500, 32},
+                               {128, 32, 4, 2, 4, 1500, 32},  // two sets a KV head
+                               {96, 24, 4, 2, 2, 1500, 8},
+                               {64, 16, 12, 4, 4, 700, 17},
+                               {256, 32, 2, 1, 1, 300, 1}}) {
+        Lab lab(shape);
+        for (const int32_t n_row : {16, 300, 1500}) {
+            const RowCounts counts = lab.check_cached(n_step, n_row, {200, 4, 32});
+            CHECK(counts.hit > 0);
+            CHECK(counts.hit + counts.missed == uint64_t{200} * static_cast<uint64_t>(n_step * shape.n_set));
+        }
     }
 }
 

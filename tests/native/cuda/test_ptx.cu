@@ -176,5 +176,55 @@ TEST(cuda_halves) {
     }
 }
 
+// In every round each block sends each block (itself too) a wide letter a thread, and a narrow one; boxes take turns.
+struct Post {
+    uint4 wide[2][max_cluster][64];
+    uint64_t narrow[2][max_cluster], box[2];
+};
+__global__ void mail_kernel(unsigned* n_wrong, int n_round) {
+    FASA_DYNAMIC_SHARED(shared);
+    Post& post = *reinterpret_cast<Post*>(shared);
+    const unsigned rank = blockIdx.x, n_block = gridDim.x, thread = threadIdx.x;
+    if (thread == 0) {
+        for (uint64_t& box : post.box) ptx::open_mailbox(&box);
+    }
+    ptx::cluster_arrive();
+    ptx::cluster_wait();
+    unsigned wrong = 0;
+    for (unsigned round = 0; round < static_cast<unsigned>(n_round); ++round) {
+        const unsigned turn = round % 2;
+        uint64_t* box = &post.box[turn];
+        if (thread == 0) ptx::expect_mail(box, n_block * (64 * sizeof(uint4) + sizeof(uint64_t)));
+        for (unsigned to = 0; to < n_block; ++to) {
+            ptx::send(&post.wide[turn][rank][thread], make_uint4(rank, thread, round, to), box, to);
+        }
+        if (thread < n_block) ptx::send(&post.narrow[turn][rank], uint64_t{rank} << 32 | round, box, thread);
+        ptx::wait_for_mail(box, round / 2);
+        for (unsigned from = 0; from < n_block; ++from) {
+            const uint4 letter = post.wide[turn][from][thread ^ 1];
+            wrong += letter.x != from || letter.y != (thread ^ 1) || letter.z != round || letter.w != rank;
+            wrong += post.narrow[turn][from] != (uint64_t{from} << 32 | round);
+        }
+        __syncthreads();  // all have read what the others send over in the next round but one
+    }
+    atomicAdd(n_wrong, wrong);
+}
+
+TEST(cuda_mail_between_blocks) {
+    DeviceArray<unsigned> n_wrong(std::vector<unsigned>{0});
+    allow_shared(mail_kernel, sizeof(Post), "mail");
+    for (unsigned wanted = 1; wanted <= max_cluster; wanted *= 2) {
+        const unsigned n_block = largest_cluster(mail_kernel, 1, dim3(64), sizeof(Post), wanted);
+        if (n_block == 0) return;  // built for GPUs without clusters
+        launch({.name = "mail",
+                .grid = dim3(n_block),
+                .block = dim3(64),
+                .shared_bytes = sizeof(Post),
+                .cluster = n_block},
+               mail_kernel, n_wrong.data(), 9);
+        CHECK(n_wrong.host()[0] == 0);
+    }
+}
+
 }  // namespace
 }  // namespace fasa::cuda
