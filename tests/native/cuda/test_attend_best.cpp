@@ -289,7 +289,7 @@ TEST(cuda_attend_best_with_a_cache_of_rows) {
                                {128, 32, 4, 2, 4, 1500, 32},  // two sets a KV head
                                {96, 24, 4, 2, 2, 1500, 8},
                                {64, 16, 12, 4, 4, 700, 17},
-                               {256, 32, 2, 1, 1, 300, 1}}) {
+                               {256, 32, 2, 1, 1, 300, 3}}) {
         Lab lab(shape);
         for (const int32_t n_row : {16, 300, 1500}) {
             const RowCounts counts = lab.check_cached(n_step, n_row, {200, 4, 32});

@@ -213,9 +213,9 @@ __global__ void mail_kernel(unsigned* n_wrong, int n_round) {
 TEST(cuda_mail_between_blocks) {
     DeviceArray<unsigned> n_wrong(std::vector<unsigned>{0});
     allow_shared(mail_kernel, sizeof(Post), "mail");
-    for (unsigned wanted = 1; wanted <= max_cluster; wanted *= 2) {
+    for (unsigned wanted = 2; wanted <= max_cluster; wanted *= 2) {
         const unsigned n_block = largest_cluster(mail_kernel, 1, dim3(64), sizeof(Post), wanted);
-        if (n_block == 0) return;  // built for GPUs without clusters
+        if (n_block < 2) return;  // built for GPUs without clusters
         launch({.name = "mail",
                 .grid = dim3(n_block),
                 .block = dim3(64),
