@@ -4,7 +4,6 @@
 
 #include <cstdint>
 #include <functional>
-#include <initializer_list>
 #include <memory>
 #include <span>
 #include <string>
@@ -85,8 +84,6 @@ class Ops {
     // shape); both get their dims in the order of the cache. By the angles of the batch.
     virtual void rope_store(float* q, const float* k, const float* v, int n_head, const HeadNorm& norm,
                             const KvView& kv, Rows rows) = 0;
-    // The matrices that come after the next attention. A device may bring them nearer while that waits for something.
-    virtual void expect(std::initializer_list<WeightView> /*next*/) {}
     // Causal attention of rotated q over everything cached up to each row's position. y, q [n][n_head][head_dim]
     virtual void attend_dense(float* y, const float* q, int n_head, float scale, const KvView& kv, Rows rows) = 0;
     // The same for one row over the positions of a selection, whose sets are the KV heads or the query heads.

@@ -38,7 +38,6 @@ void forward(const Model& model, Ops& ops, const KvStore& kv, const Activations&
         ops.rope_store(a.q, a.k, a.v, h.n_head, norm, cache, rows);
 
         poll();
-        ops.expect({l.attn_output.w, l.ffn_gate.w, l.ffn_up.w});
         if (!hook.attend(a.attended, i, rows, a.q, scale, cache)) {
             ops.attend_dense(a.attended, a.q, h.n_head, scale, cache, rows);
         }

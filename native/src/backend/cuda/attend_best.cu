@@ -124,7 +124,6 @@ void AttendBest::run(const BestTask& t, cudaStream_t stream) const {
     task.n_set = t.n_set;
     task.past = t.past;
     task.budget = t.budget;
-    task.ahead = t.ahead;
     task.n_slow = scratch_.n_slow;
     launch({.name = "attend_best",
             .grid = dim3(choice.n_block, static_cast<unsigned>(t.n_set)),

@@ -24,7 +24,6 @@ struct Task {
     Budget budget;
     Layout layout;
     unsigned* n_slow;  // selections that took the slow way
-    Ahead ahead;
 };
 
 // What blocks hand to each other of their softmaxes: states, and values of the queries' dims that the receiver merges.
@@ -180,25 +179,11 @@ __device__ void leave_rows(const uint8_t* slots, const Keys& keys, const Listed&
 template <int head_dim>
 using Queries = decode::Queries<head_dim, Tiles<head_dim>::value_dim>;
 
-// The block's part of what is to be brought ahead.
-__device__ inline void fetch_ahead(const Ahead& ahead) {
-    constexpr uint32_t piece = 4096;
-    if (threadIdx.x % 32 > 0) return;
-    const uint32_t n_warps = gridDim.x * gridDim.y * n_warp,
-                   warp = (blockIdx.y * gridDim.x + blockIdx.x) * n_warp + threadIdx.x / 32;
-    for (int i = 0; i < ahead.n_part; ++i) {
-        const Ahead::Part& part = ahead.part[i];
-        for (uint32_t at = warp * piece; at < part.n_bytes; at += n_warps * piece) {
-            ptx::prefetch_bulk(part.at + at, min(piece, part.n_bytes - at));
-        }
-    }
-}
-
 // Attention to n listed rows by the block's warps, the first n_early of which are on their way; states
-// [n_slot][max_group] and values stay for merging. meanwhile() is called while rows come. Returns in how many slots.
-template <int head_dim, class Meanwhile>
+// [n_slot][max_group] and values stay for merging. Returns in how many slots.
+template <int head_dim>
 __device__ int attend_listed(Queries<head_dim> (&queries)[1], const Keys& keys, const Listed& listed, int n,
-                             int n_early, uint8_t* slots, SoftmaxState* state, Meanwhile meanwhile) {
+                             int n_early, uint8_t* slots, SoftmaxState* state) {
     using T = Tiles<head_dim>;
     constexpr int n_tile = decode::n_tile;
     const int slot = threadIdx.x / 32 / T::n_part, part = threadIdx.x / 32 % T::n_part;
@@ -206,7 +191,6 @@ __device__ int attend_listed(Queries<head_dim> (&queries)[1], const Keys& keys, 
     for (int first = 0; first < n; first += T::n_slot * n_tile) {
         copy_rows<head_dim>(slots, keys, listed, first, n, first == 0 ? n_early : 0, rows_of_round<head_dim>(first, n));
         ptx::copy_async_commit();
-        if (first == 0) meanwhile();
         ptx::copy_async_wait<0>();
         __syncthreads();
         leave_rows<head_dim>(slots, keys, listed, first, n);
@@ -387,9 +371,7 @@ __global__ void __launch_bounds__(n_thread, head_dim < 256 ? 2 : 1) attend_best(
     }
 
     SoftmaxState* const state = reinterpret_cast<SoftmaxState*>(shared.open);  // [n_slot][max_group]
-    const int n_active = attend_listed<head_dim>(queries, keys, listed, n_listed, n_early, slots, state, [&] {
-        if (on_host) fetch_ahead(task.ahead);
-    });
+    const int n_active = attend_listed<head_dim>(queries, keys, listed, n_listed, n_early, slots, state);
     const Merge merge(memory + at.merge, u.n * head_dim, static_cast<int>(n_block));
     merge_all<head_dim>(task, u, merge, state, slots, n_active, rank, n_block, &shared.mailbox[cluster::merge_mail]);
 }

@@ -12,19 +12,6 @@
 
 namespace fasa::cuda {
 
-// Memory that later kernels read first: brought into the L2 cache while rows of the host are waited for, when the
-// device's own memory has nothing to do.
-struct Ahead {
-    static constexpr int max_parts = 4;
-    struct Part {
-        const uint8_t* at;  // 16-byte aligned
-        uint32_t n_bytes;   // a multiple of 16
-    };
-    Part part[max_parts];
-    int n_part;
-};
-constexpr size_t ahead_bytes = 24 << 20;  // in all: more would push other things out of the cache
-
 namespace best {
 
 // Parts of a block's dynamic shared memory after cluster::Shared, in bytes from its beginning; 128-byte aligned.
@@ -46,7 +33,6 @@ struct BestTask {
     Budget budget;        // keep: at most the selection's capacity
     Selection selection;  // written too
     RowCacheView cache = {};
-    Ahead ahead = {};
 };
 
 class AttendBest {

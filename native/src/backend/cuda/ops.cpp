@@ -289,15 +289,6 @@ void CudaOps::topk(const float* scores, int32_t n_pos, const Budget& budget, Sel
                std::exchange(counted_, false), stream_.get());
 }
 
-void CudaOps::expect(std::initializer_list<WeightView> next) {
-    ahead_.n_part = 0;
-    for (const WeightView& w : next) {
-        const size_t n_bytes = std::min(w.n_bytes(), ahead_bytes / next.size());
-        if (ahead_.n_part == Ahead::max_parts) return;
-        ahead_.part[ahead_.n_part++] = {static_cast<const uint8_t*>(w.data), static_cast<uint32_t>(n_bytes / 16 * 16)};
-    }
-}
-
 void CudaOps::attend_best(float* y, const float* q, int n_head, float scale, const KvView& kv, int32_t seq,
                           int32_t n_pos, const Ranking& ranking, Selection& selection) {
     const BestTask task = {y,
@@ -310,8 +301,7 @@ void CudaOps::attend_best(float* y, const float* q, int n_head, float scale, con
                            past(seq, n_pos),
                            ranking.budget,
                            selection,
-                           row_cache(kv),
-                           ahead_};
+                           row_cache(kv)};
     if (best_.takes(task)) {
         token_scores(ranking.scores, ranking.queries, kv, seq, n_pos, ranking.whole_key, nullptr);
         return best_.run(task, stream_.get());

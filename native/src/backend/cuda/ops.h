@@ -50,7 +50,6 @@ class CudaOps final : public Ops {
     void linear_glu(const LinearOut& gate, const LinearOut& up, const LinearIn& in, int n) override;
     void rope_store(float* q, const float* k, const float* v, int n_head, const HeadNorm& norm, const KvView& kv,
                     Rows rows) override;
-    void expect(std::initializer_list<WeightView> next) override;
     void attend_dense(float* y, const float* q, int n_head, float scale, const KvView& kv, Rows rows) override;
     void attend_selected(float* y, const float* q, int n_head, float scale, const KvView& kv, int32_t seq,
                          const Selection& selection) override;
@@ -122,7 +121,6 @@ class CudaOps final : public Ops {
     uint8_t* read_;  // what on_host shows
     AttentionDecode attention_;
     AttendBest best_;
-    Ahead ahead_ = {};
     std::optional<HostRows> host_rows_;
     std::optional<RowCache> row_cache_;
     uint64_t read_bytes_ = 0;  // of rows in host memory, by attention of a few rows

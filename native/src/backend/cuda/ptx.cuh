@@ -84,15 +84,8 @@ __device__ inline uint2 load_once_8(const void* global) {
     return v;
 }
 
-// Starts bringing n_bytes, a multiple of 16, into the L2 cache; 16-byte aligned. Lanes of a warp wait for each other:
-// meant for one of them, and much memory. Only from compute capability 9.0 on.
-__device__ inline void prefetch_bulk(const void* global, uint32_t n_bytes) {
-#if __CUDA_ARCH__ >= 900
-    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(global), "r"(n_bytes) : "memory");
-#endif
-}
-
-// The same of any n_bytes more than 0, for all lanes of a warp and a row each.
+// Starts bringing n_bytes, more than 0, into the L2 cache. (One instruction could bring any number of bytes, but lanes of
+// a warp would wait for each other.)
 __device__ inline void prefetch(const void* global, uint32_t n_bytes) {
     const uint8_t* at = static_cast<const uint8_t*>(global);
     for (uint32_t i = 0; i < n_bytes; i += 64) asm volatile("prefetch.global.L2 [%0];" ::"l"(at + i));

@@ -118,9 +118,6 @@ inline uint2 load_once_8(const void* global) {
     return *static_cast<const uint2*>(global);
 }
 
-inline void prefetch_bulk(const void* global, uint32_t n_bytes) {
-    if ((reinterpret_cast<uintptr_t>(global) | n_bytes) % 16 != 0) on_cpu::fault("prefetch_bulk: not 16-byte aligned");
-}
 inline void prefetch(const void* global, uint32_t n_bytes) {
     const volatile uint8_t* at = static_cast<const uint8_t*>(global);
     at[0], at[n_bytes - 1];
