@@ -46,6 +46,12 @@ struct Site {
 using Slots = void* [WARP];
 using Exchange = void (*)(Slots& slots);
 
+struct AsyncCopy {
+    void* to;
+    const void* from;  // nullptr: zeros
+    size_t n_bytes;
+};
+
 struct Thread {
     enum class State { ready, at_barrier, at_meeting, at_cluster, ended };
 
@@ -60,8 +66,8 @@ struct Thread {
     unsigned mask = 0;
     void* slot = nullptr;
     Exchange exchange = nullptr;
-    // Asynchronous copies of 16 bytes that were not waited for: groups, the last one still open.
-    std::vector<std::vector<std::pair<void*, const void*>>> copies;
+    // Asynchronous copies that were not waited for: groups, the last one still open.
+    std::vector<std::vector<AsyncCopy>> copies;
 
     int lane() const { return number % WARP; }
 };

@@ -111,6 +111,50 @@ TEST(cuda_mma) {
     }
 }
 
+// y += a b: bytes a [16][32], b [8][32] (columns one behind the other), y [16][8].
+template <bool unsigned_a>
+__global__ void byte_product_kernel(int32_t* y, const uint32_t* a, const uint32_t* b) {
+    const int g = threadIdx.x / 4, t = threadIdx.x % 4;
+    const uint32_t fragment_a[4] = {a[8 * g + t], a[8 * (g + 8) + t], a[8 * g + 4 + t], a[8 * (g + 8) + 4 + t]};
+    const uint32_t fragment_b[2] = {b[8 * g + t], b[8 * g + 4 + t]};
+    int32_t* at = y + 8 * g + 2 * t;
+    int32_t d[4] = {at[0], at[1], at[64], at[65]};
+    ptx::mma_i8<unsigned_a>(d, fragment_a, fragment_b);
+    at[0] = d[0];
+    at[1] = d[1];
+    at[64] = d[2];
+    at[65] = d[3];
+}
+
+TEST(cuda_mma_of_bytes) {
+    std::mt19937 rng(5);
+    std::vector<uint32_t> a(16 * 8), b(8 * 8);
+    for (uint32_t& word : a) word = static_cast<uint32_t>(rng());
+    for (uint32_t& word : b) word = static_cast<uint32_t>(rng());
+    const auto byte = [](const std::vector<uint32_t>& words, int i) {
+        return static_cast<uint8_t>(words[i / 4] >> i % 4 * 8);
+    };
+    std::vector<int32_t> y(16 * 8);
+    for (size_t i = 0; i < y.size(); ++i) y[i] = static_cast<int32_t>(i * 1000) - 60000;
+    for (const bool has_sign : {true, false}) {
+        DeviceArray<uint32_t> on_device_a(a), on_device_b(b);
+        DeviceArray<int32_t> on_device_y(y);
+        launch({"byte_product", 1, 32}, has_sign ? byte_product_kernel<false> : byte_product_kernel<true>,
+               on_device_y.data(), on_device_a.data(), on_device_b.data());
+        const std::vector<int32_t> found = on_device_y.host();
+        for (int i = 0; i < 16; ++i) {
+            for (int j = 0; j < 8; ++j) {
+                int32_t sum = y[8 * i + j];
+                for (int k = 0; k < 32; ++k) {
+                    const int x = has_sign ? static_cast<int8_t>(byte(a, 32 * i + k)) : byte(a, 32 * i + k);
+                    sum += x * static_cast<int8_t>(byte(b, 32 * j + k));
+                }
+                CHECK(found[8 * i + j] == sum);
+            }
+        }
+    }
+}
+
 // Sums x [n][32 * 4] over n in stages of shared memory, three groups of copies under way.
 __global__ void stages_kernel(float* sum, const float* x, int n) {
     FASA_DYNAMIC_SHARED(shared);

@@ -205,9 +205,12 @@ TEST(cuda_scores_of_codes) {
                                               {128, 16},
                                               {96, 48},
                                               {128, 64},
+                                              {80, 80},
                                               {128, 96},
+                                              {128, 112},
                                               {128, 128},
                                               {256, 144},
+                                              {64, 8},
                                               {80, 40},
                                               {80, 20},
                                               {10, 2},
@@ -226,6 +229,89 @@ TEST(cuda_scores_of_codes) {
         }
         Lab masked({64, 16, 8, 2, 8, 130, true, type});
         masked.check_scores(130, false, true);
+    }
+}
+
+// One block has more of a set than its ring holds, and its last batch is not whole.
+TEST(cuda_scores_of_codes_in_rings) {
+    for (const auto& [type, n_dom] :
+         {std::pair{DomType::q4, 16}, {DomType::q4, 32}, {DomType::q4, 48}, {DomType::int8, 32}, {DomType::int8, 64}}) {
+        Lab lab({64, n_dom, 200, 1, 200, 3402, false, type});
+        lab.check_scores(3401, false, true);
+    }
+}
+
+TEST(cuda_scores_of_codes_of_few_or_odd_positions) {
+    for (const DomType type : {DomType::int8, DomType::q4}) {
+        Lab lab({64, 32, 6, 2, 2, 700, false, type});
+        for (const int32_t n_pos : {1, 2, 15, 16, 63, 64, 65, 511, 513, 699}) lab.check_scores(n_pos, false, true);
+        Lab odd({64, 32, 4, 2, 2, 701, false, type});  // its second head's rows cannot be read by words
+        odd.check_scores(701, false, true);
+    }
+}
+
+// Queries count with the 22 leading bits of a set's largest dim, whatever its size: scores are exact up to 1e-5 of the
+// largest one.
+TEST(cuda_scores_of_codes_by_queries_of_any_size) {
+    for (const DomType type : {DomType::int8, DomType::q4}) {
+        for (const float size : {1e-30f, 1e-20f, 1e-3f, 3000.0f, 1e20f, 1e30f}) {
+            for (const float spread : {1.0f, 1e-4f}) {  // of the dims but one
+                Lab lab({64, 48, 4, 2, 2, 200, false, type});
+                for (size_t i = 0; i < lab.q.size(); ++i) lab.q[i] *= i % 64 == 7 ? size : size * spread;
+                lab.device_q.set(lab.q);
+                cuda::token_scores(lab.scores.data(), lab.queries(), lab.view(), lab.past(200, false), false, nullptr,
+                                   nullptr);
+                const auto found = lab.scores.host();
+                double largest = 0, worst = 0;
+                for (int32_t i = 0; i < 400; ++i) {
+                    double off;
+                    const double expected = lab.score(i / 200, i % 200, false, off);
+                    largest = std::max(largest, std::fabs(expected));
+                    worst = std::max(worst, std::isnan(found[i]) ? HUGE_VAL : std::fabs(found[i] - expected));
+                }
+                CHECK(worst < 1e-5 * largest);
+            }
+        }
+    }
+}
+
+// What is smaller than those bits is lost where tensor cores multiply, which shows that they do, and is not elsewhere.
+TEST(cuda_scores_of_codes_on_tensor_cores) {
+    for (const DomType type : {DomType::int8, DomType::q4}) {
+        for (int32_t n_dom = 8; n_dom <= 144; n_dom += 8) {
+            for (const int offset : {0, 4}) {
+                Lab lab({144, n_dom, 1, 1, 1, 200, false, type});
+                lab.code_offset = offset;
+                lab.encode_all();
+                std::vector<float> q(144, 0x1p-30f);
+                q[1] = -1.0f;
+                lab.device_q.set(q);
+                cuda::token_scores(lab.scores.data(), lab.queries(), lab.view(), lab.past(200, false), false, nullptr,
+                                   nullptr);
+                const auto found = lab.scores.host();
+                bool is_one_dim = true;
+                for (int32_t i = 0; i < 200; ++i) is_one_dim &= found[i] == -lab.key(200 * seq + i, 1, false);
+                CHECK(is_one_dim == (offset == 0 && n_dom % 16 == 0 && n_dom <= 128));
+            }
+        }
+    }
+}
+
+TEST(cuda_scores_of_codes_by_queries_without_size) {
+    for (const DomType type : {DomType::int8, DomType::q4}) {
+        Lab lab({64, 32, 2, 2, 2, 100, false, type});
+        for (const float value : {0.0f, NAN, INFINITY, -INFINITY}) {
+            auto q = lab.q;
+            std::fill(q.begin(), q.begin() + 64, 0.0f);
+            q[5] = value;  // of the first set
+            lab.device_q.set(q);
+            cuda::token_scores(lab.scores.data(), lab.queries(), lab.view(), lab.past(100, false), false, nullptr,
+                               nullptr);
+            const auto found = lab.scores.host();
+            for (int32_t i = 0; i < 200; ++i) {
+                CHECK(i < 100 ? (value == 0.0f ? found[i] == 0.0f : std::isnan(found[i])) : std::isfinite(found[i]));
+            }
+        }
     }
 }
 
@@ -288,6 +374,8 @@ TEST(cuda_scores_count_for_topk) {
                                                            {128, 128, false, DomType::f16},
                                                            {20, 6, true, DomType::f16},
                                                            {64, 32, false, DomType::int8},
+                                                           {64, 48, false, DomType::int8},
+                                                           {64, 16, false, DomType::q4},
                                                            {64, 32, false, DomType::q4},
                                                            {20, 6, false, DomType::q4}}) {
         Lab lab({head_dim, n_dom, 4, 2, 2, 9500, false, type});

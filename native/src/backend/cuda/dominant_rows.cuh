@@ -11,16 +11,19 @@
 
 namespace fasa::cuda {
 
-__device__ inline float query_value(const SetQueries& queries, int64_t at) {
-    return !queries.mask || queries.mask[at] ? queries.q[at] : 0.0f;
-}
-
 // Dim d of the sum of a set's queries, heads in ascending order.
 __device__ inline float summed_query(const SetQueries& queries, int head_dim, int set, int d) {
     const int heads = queries.n_head / queries.n_set;
+    const int64_t first = int64_t{set} * heads * head_dim + d;
     float sum = 0;
-    for (int head = set * heads; head < (set + 1) * heads; ++head) {
-        sum += query_value(queries, int64_t{head} * head_dim + d);
+    if (!queries.mask) {  // nothing to look at between loads, so that they run side by side
+#pragma unroll 4
+        for (int head = 0; head < heads; ++head) sum += queries.q[first + int64_t{head} * head_dim];
+        return sum;
+    }
+    for (int head = 0; head < heads; ++head) {
+        const int64_t at = first + int64_t{head} * head_dim;
+        sum += queries.mask[at] ? queries.q[at] : 0.0f;
     }
     return sum;
 }

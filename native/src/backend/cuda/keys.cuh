@@ -23,7 +23,7 @@ struct Keys {
 
     // Those of the KV head that set number `set` of n_set looks at.
     __device__ Keys(const KvView& kv, int32_t seq, int32_t set, int32_t n_set) {
-        const int64_t head_kv = int64_t{set} * kv.n_head_kv / n_set;
+        const int32_t head_kv = set * kv.n_head_kv / n_set;  // a division of 64 bits would take long
         const int64_t row = (int64_t{seq} * kv.n_head_kv + head_kv) * kv.n_ctx;
         n_dom = kv.n_dom;
         n_rest = kv.head_dim - kv.n_dom;

@@ -1,5 +1,5 @@
-// The few instructions that C++ has no name for. Fragments are laid out as the PTX ISA says (mma.m16n8k16, ldmatrix).
-// tests/cuda_on_cpu has the same functions in plain C++.
+// The few instructions that C++ has no name for. Fragments are laid out as the PTX ISA says (mma.m16n8k16,
+// mma.m16n8k32, ldmatrix). tests/cuda_on_cpu has the same functions in plain C++.
 #pragma once
 
 #include <cuda_fp16.h>
@@ -22,6 +22,45 @@ __device__ inline void mma_f16(float (&d)[4], const uint32_t (&a)[4], const uint
     asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
                  : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
                  : "r"(a[2]), "r"(a[3]), "r"(b[1]));
+#endif
+}
+
+#if __CUDA_ARCH__ < 800
+// d[8][8] += a[8][16] b[16][8], two values of d a lane.
+template <bool unsigned_a>
+__device__ inline void mma_i8_small(int32_t& d0, int32_t& d1, uint32_t a, uint32_t b) {
+    if constexpr (unsigned_a) {
+        asm volatile("mma.sync.aligned.m8n8k16.row.col.s32.u8.s8.s32 {%0,%1}, {%2}, {%3}, {%0,%1};"
+                     : "+r"(d0), "+r"(d1)
+                     : "r"(a), "r"(b));
+    } else {
+        asm volatile("mma.sync.aligned.m8n8k16.row.col.s32.s8.s8.s32 {%0,%1}, {%2}, {%3}, {%0,%1};"
+                     : "+r"(d0), "+r"(d1)
+                     : "r"(a), "r"(b));
+    }
+}
+#endif
+
+// d[16][8] += a[16][32] b[32][8]: bytes, those of a with a sign or without, and exact integer sums.
+template <bool unsigned_a>
+__device__ inline void mma_i8(int32_t (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+#if __CUDA_ARCH__ >= 800
+    if constexpr (unsigned_a) {
+        asm volatile(
+            "mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+            : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
+            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+    } else {
+        asm volatile(
+            "mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+            : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
+            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+    }
+#else
+    mma_i8_small<unsigned_a>(d[0], d[1], a[0], b[0]);
+    mma_i8_small<unsigned_a>(d[2], d[3], a[1], b[0]);
+    mma_i8_small<unsigned_a>(d[0], d[1], a[2], b[1]);
+    mma_i8_small<unsigned_a>(d[2], d[3], a[3], b[1]);
 #endif
 }
 
@@ -52,6 +91,15 @@ __device__ inline void copy_async_16(void* shared, const void* global, bool vali
                  : "memory");
 #else
     *static_cast<uint4*>(shared) = valid ? *static_cast<const uint4*>(global) : uint4{0, 0, 0, 0};
+#endif
+}
+// The same of 4 bytes, 4-byte aligned.
+__device__ inline void copy_async_4(void* shared, const void* global) {
+#if __CUDA_ARCH__ >= 800
+    const uint32_t at = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(at), "l"(global) : "memory");
+#else
+    *static_cast<uint32_t*>(shared) = *static_cast<const uint32_t*>(global);
 #endif
 }
 // Ends a group of copies.

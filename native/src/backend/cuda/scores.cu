@@ -3,21 +3,21 @@
 #include <algorithm>
 
 #include "backend/cuda/coded_rows.cuh"
+#include "backend/cuda/coded_scores.h"
 #include "backend/cuda/dominant_rows.cuh"
-#include "backend/cuda/keys.cuh"
 #include "backend/cuda/launch.cuh"
-#include "backend/cuda/ptx.cuh"
-#include "backend/cuda/rank.cuh"
+#include "backend/cuda/score_task.cuh"
 #include "base/error.h"
 
 namespace fasa::cuda {
 namespace {
 
-constexpr int n_warp = 8, n_thread = 32 * n_warp;
-constexpr int n_step = 8;      // rows that a lane works on at a time
-constexpr int n_resident = 3;  // blocks of a multiprocessor: their loads under way cover the memory's latency
-constexpr int max_blocks = n_resident * 132;  // what the largest GPUs run at once; smaller ones run them in turns
-constexpr int row_alignment = 32;             // a block's rows begin where a 128-byte line of scores does
+using namespace scoring;
+
+constexpr int n_step = 8;              // rows that a lane works on at a time
+constexpr int n_resident = 3;          // see ScoreKernel
+constexpr int row_alignment = 32;      // a block's rows begin where a 128-byte line of scores does
+constexpr int n_multiprocessor = 132;  // of the largest GPUs; smaller ones run the blocks in turns
 
 __global__ void __launch_bounds__(n_thread) sum_queries_kernel(float* out, SetQueries queries, int head_dim) {
     ptx::start_next();
@@ -84,21 +84,6 @@ struct AnyRows {
     }
 };
 
-struct ScoreTask {
-    float* scores;
-    int64_t row_stride;
-    SetQueries queries;
-    KvView kv;
-    Past past;
-    bool whole_key;
-    bool counted;
-    CountFor count;
-};
-
-__device__ Keys keys_of(const ScoreTask& task, int set) {
-    return Keys(task.kv, seq_of(task.past), set, task.queries.n_set);
-}
-
 // Scores of rows spread over the whole past, then the bins that suit them; the same in all blocks of a set.
 template <class Rows>
 __device__ Bins find_bins(const Rows& rows, const Ranked& ranked, int warp, int lane, float* sample) {
@@ -132,9 +117,7 @@ __device__ void score_rows(const ScoreTask& task, Rows& rows, float* shared_quer
         }
     };
 
-    // All rows but the last were written before this step; a distance keeps the last one's neighbours, 64 of whose
-    // scales are a line, out of the cache.
-    const bool is_old = at + n_batch + 64 <= end;
+    const bool is_old = at + n_batch + old_distance <= end;
     if (is_old) load(at);
     ptx::start_next();
     ptx::wait_for_previous();
@@ -148,6 +131,7 @@ __device__ void score_rows(const ScoreTask& task, Rows& rows, float* shared_quer
         if (blockIdx.x == 0 && threadIdx.x == 0) task.count.scratch.bins[set] = bins;
     }
 
+    const Counter counter(task, ranked, bins, counts);
     float* scores = task.scores + set * task.row_stride;
     if (!is_old && at < end) load(at);
     while (at < end) {
@@ -166,13 +150,10 @@ __device__ void score_rows(const ScoreTask& task, Rows& rows, float* shared_quer
             const int64_t pos = row_of(first, j * Rows::lanes + part);
             if (part >= n_step || pos >= end) continue;
             scores[pos] = sum[j];
-            if (task.counted && ranked.holds(static_cast<int32_t>(pos))) atomicAdd(&counts[bin_of(sum[j], bins)], 1u);
+            counter.count(static_cast<int32_t>(pos), sum[j]);
         }
     }
-    if (task.counted) {
-        __syncthreads();
-        add_counts(task.count.scratch.histogram + int64_t{set} * n_rank_bin, counts);
-    }
+    finish_counts(task, counts);
 }
 
 template <int lanes>
@@ -180,14 +161,6 @@ __global__ void __launch_bounds__(n_thread, n_resident) dominant_scores_kernel(S
     __shared__ uint32_t counts[n_rank_bin];
     __shared__ float sample[n_rank_sample];
     DominantRows<lanes> rows(keys_of(task, blockIdx.y), threadIdx.x % lanes);
-    score_rows(task, rows, nullptr, counts, sample);
-}
-
-template <DomType type, int lanes>
-__global__ void __launch_bounds__(n_thread, n_resident) coded_scores_kernel(ScoreTask task) {
-    __shared__ uint32_t counts[n_rank_bin];
-    __shared__ float sample[n_rank_sample];
-    CodedRows<type, lanes> rows(keys_of(task, blockIdx.y), threadIdx.x % lanes);
     score_rows(task, rows, nullptr, counts, sample);
 }
 
@@ -208,7 +181,7 @@ __global__ void __launch_bounds__(n_thread, n_resident) any_scores_kernel(ScoreT
     score_rows(task, rows, reinterpret_cast<float*>(query), counts, sample);
 }
 
-using Kernel = void (*)(ScoreTask);
+using Kernel = decltype(ScoreKernel::kernel);
 
 // The narrowest group of lanes that holds n chunks.
 int lanes_for(int n_chunk) {
@@ -234,24 +207,6 @@ Kernel dominant_kernel(int lanes) {
     }
 }
 
-template <DomType type>
-Kernel coded_kernel(int lanes) {
-    switch (lanes) {
-        case 1:
-            return coded_scores_kernel<type, 1>;
-        case 2:
-            return coded_scores_kernel<type, 2>;
-        case 4:
-            return coded_scores_kernel<type, 4>;
-        case 8:
-            return coded_scores_kernel<type, 8>;
-        case 16:
-            return coded_scores_kernel<type, 16>;
-        default:
-            return coded_scores_kernel<type, 32>;
-    }
-}
-
 template <int width>
 Kernel any_kernel(int lanes) {
     return lanes <= 4    ? any_scores_kernel<4, width>
@@ -259,22 +214,15 @@ Kernel any_kernel(int lanes) {
                          : any_scores_kernel<32, width>;
 }
 
-struct Choice {
-    Kernel kernel;
-    int lanes;
-};
-
-Choice choose_for_codes(const KeyCodes& codes) {
-    const bool nibbles = codes.type == DomType::q4;
-    const int n_lane = nibbles ? 16 : 8, lanes = lanes_for(codes.n / n_lane);
-    if (codes.n % n_lane != 0 || codes.n > 32 * n_lane || reinterpret_cast<uintptr_t>(codes.code) % 8 != 0) {
-        return {any_codes_kernel, AnyCodes::lanes};
+ScoreKernel choose_kernel(const KvView& kv, bool whole_key) {
+    // Whose `lanes` lanes share a row, and who put the query into shared memory where it does not fit their registers.
+    const auto by_lanes = [&](Kernel kernel, int lanes) {
+        return ScoreKernel{kernel, n_step * 32 / lanes, n_resident, kv.head_dim * sizeof(float)};
+    };
+    if (kv.is_coded() && !whole_key) {
+        const ScoreKernel tiles = coded_scores(kv);
+        return tiles.kernel ? tiles : by_lanes(any_codes_kernel, AnyCodes::lanes);
     }
-    return {nibbles ? coded_kernel<DomType::q4>(lanes) : coded_kernel<DomType::int8>(lanes), lanes};
-}
-
-Choice choose_kernel(const KvView& kv, bool whole_key) {
-    if (kv.is_coded() && !whole_key) return choose_for_codes(kv.codes);
     const int n_rest = whole_key ? kv.head_dim - kv.n_dom : 0;
     const auto divides = [&](int width) {
         const bool dom = kv.n_dom % width == 0 && reinterpret_cast<uintptr_t>(kv.dom) % (2 * width) == 0;
@@ -283,15 +231,15 @@ Choice choose_kernel(const KvView& kv, bool whole_key) {
     };
     if (n_rest == 0 && divides(8) && kv.n_dom <= 256) {
         const int lanes = lanes_for(kv.n_dom / 8);
-        return {dominant_kernel(lanes), lanes};
+        return by_lanes(dominant_kernel(lanes), lanes);
     }
     const int width = divides(8) ? 8 : divides(4) ? 4 : divides(2) ? 2 : 1;
     const int wanted = lanes_for(std::max(kv.n_dom, n_rest) / width), lanes = wanted <= 4 ? 4 : wanted <= 16 ? 16 : 32;
-    return {width == 8   ? any_kernel<8>(lanes)
-            : width == 4 ? any_kernel<4>(lanes)
-            : width == 2 ? any_kernel<2>(lanes)
-                         : any_kernel<1>(lanes),
-            lanes};
+    return by_lanes(width == 8   ? any_kernel<8>(lanes)
+                    : width == 4 ? any_kernel<4>(lanes)
+                    : width == 2 ? any_kernel<2>(lanes)
+                                 : any_kernel<1>(lanes),
+                    lanes);
 }
 
 void check_queries(const SetQueries& queries) {
@@ -315,8 +263,8 @@ void sum_queries(float* out, const SetQueries& queries, int head_dim, cudaStream
 void token_scores(float* scores, const SetQueries& queries, const KvView& kv, const Past& past, bool whole_key,
                   const CountFor* count, cudaStream_t stream) {
     check_queries(queries);
-    const Choice choice = choose_kernel(kv, whole_key);
-    const int rows_at_once = n_warp * n_step * 32 / choice.lanes;
+    const ScoreKernel chosen = choose_kernel(kv, whole_key);
+    const int rows_at_once = n_warp * chosen.n_batch, max_blocks = chosen.n_resident * n_multiprocessor;
     const int n_block =
         std::clamp((past.n_pos_max + rows_at_once - 1) / rows_at_once, 1, std::max(1, max_blocks / queries.n_set));
     ScoreTask task = {scores, kv.n_ctx, queries, kv, past, whole_key, false, {}};
@@ -324,13 +272,14 @@ void token_scores(float* scores, const SetQueries& queries, const KvView& kv, co
         task.counted = counts_first(past.n_pos_max);
         task.count = *count;
     }
+    if (chosen.shared_bytes > 32 * 1024) allow_shared(chosen.kernel, chosen.shared_bytes, "token_scores");
     launch({.name = "token_scores",
             .grid = dim3(static_cast<unsigned>(n_block), queries.n_set),
             .block = dim3(n_thread),
-            .shared_bytes = static_cast<size_t>(kv.head_dim) * sizeof(float),
+            .shared_bytes = chosen.shared_bytes,
             .stream = stream,
             .overlap = true},
-           choice.kernel, task);
+           chosen.kernel, task);
 }
 
 }  // namespace fasa::cuda

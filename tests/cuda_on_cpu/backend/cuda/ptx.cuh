@@ -54,6 +54,45 @@ inline void mma_f16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2
     on_cpu::meet({"mma_f16", file, line}, ~0u, &mine, mma_all);
 }
 
+struct ByteFragments {
+    int32_t* d;
+    const uint32_t *a, *b;
+};
+
+// Register i of lane 4 g + t holds: d[g + 8 (i / 2)][2 t + i % 2]; a[g + 8 (i % 2)][4 t + 16 (i / 2) + 0 .. 3];
+// b[4 t + 16 i + 0 .. 3][g].
+template <bool unsigned_a>
+void mma_i8_all(on_cpu::Slots& slots) {
+    all_lanes(slots, "mma");
+    int a[16][32], b[32][8];
+    for (int lane = 0; lane < 32; ++lane) {
+        const ByteFragments& f = *static_cast<ByteFragments*>(slots[lane]);
+        const int g = lane / 4, t = lane % 4;
+        for (int i = 0; i < 4; ++i) {
+            for (int k = 0; k < 4; ++k) {
+                const auto byte = static_cast<uint8_t>(f.a[i] >> 8 * k);
+                a[g + 8 * (i % 2)][4 * t + 16 * (i / 2) + k] = unsigned_a ? byte : static_cast<int8_t>(byte);
+            }
+        }
+        for (int i = 0; i < 2; ++i) {
+            for (int k = 0; k < 4; ++k) b[4 * t + 16 * i + k][g] = static_cast<int8_t>(f.b[i] >> 8 * k);
+        }
+    }
+    for (int lane = 0; lane < 32; ++lane) {
+        const ByteFragments& f = *static_cast<ByteFragments*>(slots[lane]);
+        for (int i = 0; i < 4; ++i) {
+            const int row = lane / 4 + 8 * (i / 2), column = 2 * (lane % 4) + i % 2;
+            for (int k = 0; k < 32; ++k) f.d[i] += a[row][k] * b[k][column];
+        }
+    }
+}
+
+template <bool unsigned_a>
+inline void mma_i8(int32_t (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], ON_CPU_CALLER) {
+    ByteFragments mine{d, a, b};
+    on_cpu::meet({"mma_i8", file, line}, ~0u, &mine, mma_i8_all<unsigned_a>);
+}
+
 struct MatrixRows {
     uint32_t* r;
     const void* row;
@@ -94,15 +133,22 @@ inline void copy_async_16(void* shared, const void* global, bool valid = true) {
     const auto bits = reinterpret_cast<uintptr_t>(shared) | (valid ? reinterpret_cast<uintptr_t>(global) : 0);
     if (bits % 16 != 0) on_cpu::fault("copy_async_16: an address is not 16-byte aligned");
     std::memset(shared, 0xff, 16);
-    on_cpu::running->copies.back().push_back({shared, valid ? global : nullptr});
+    on_cpu::running->copies.back().push_back({shared, valid ? global : nullptr, 16});
+}
+inline void copy_async_4(void* shared, const void* global) {
+    if ((reinterpret_cast<uintptr_t>(shared) | reinterpret_cast<uintptr_t>(global)) % 4 != 0) {
+        on_cpu::fault("copy_async_4: an address is not 4-byte aligned");
+    }
+    std::memset(shared, 0xff, 4);
+    on_cpu::running->copies.back().push_back({shared, global, 4});
 }
 inline void copy_async_commit() { on_cpu::running->copies.emplace_back(); }
 template <int n>
 inline void copy_async_wait() {
     auto& groups = on_cpu::running->copies;
     while (groups.size() > n + 1) {  // the last one is still open
-        for (const auto& [to, from] : groups.front()) {
-            from ? std::memcpy(to, from, 16) : std::memset(to, 0, 16);
+        for (const auto& [to, from, n_bytes] : groups.front()) {
+            from ? std::memcpy(to, from, n_bytes) : std::memset(to, 0, n_bytes);
         }
         groups.erase(groups.begin());
     }
