@@ -131,29 +131,45 @@ struct Tiles {
     }
 };
 
-// Brings rows into slots, by the block: row_from .. row_to of the round that begins at row `first` of n listed ones.
-template <int head_dim>
-__device__ void copy_rows(uint8_t* slots, const Keys& keys, const Listed& listed, int first, int n, int row_from,
-                          int row_to) {
+// Rows on their way into slots, at most n_step times n_at_once of them: of each the thread has a word. They come
+// through registers because asynchronous copies ask for pieces that host memory delivers at half the speed.
+template <int head_dim, int n_step>
+struct RowWords {
     using T = Tiles<head_dim>;
-    constexpr int row_words = head_dim / 4, n_at_once = n_thread / row_words;
-    if (n_at_once * row_words < n_thread && threadIdx.x >= n_at_once * row_words) return;
-    const int at = 8 * static_cast<int>(threadIdx.x % row_words);
-    const bool in_dom = at < keys.n_dom;
-    const uint16_t* const base = in_dom ? keys.dom + at : keys.rest + (at - keys.n_dom);
-    const int32_t stride = in_dom ? keys.n_dom : keys.row_values;
-#pragma unroll 2
-    for (int row = row_from + static_cast<int>(threadIdx.x) / row_words; row < row_to; row += n_at_once) {
-        const bool is_valid = first + row < n;
-        const uint16_t* from = base;
-        if (is_valid) {
-            const int32_t place = in_dom ? -1 : listed.place_of(first + row);
-            from = place < 0 ? base + int64_t{listed.position[first + row]} * stride
-                             : listed.cached.row_at(place) + (at - keys.n_dom);
+    static constexpr int row_words = head_dim / 4, n_at_once = n_thread / row_words, n_row = n_step * n_at_once;
+    uint4 word[n_step];
+
+    __device__ static int row(int step) { return static_cast<int>(threadIdx.x) / row_words + step * n_at_once; }
+    __device__ static int dim() { return 8 * static_cast<int>(threadIdx.x % row_words); }
+    __device__ static bool is_idle() { return static_cast<int>(threadIdx.x) >= n_at_once * row_words; }
+
+    // Listed rows from number `first` on, which are there up to n.
+    __device__ void load(const Keys& keys, const Listed& listed, int first, int n) {
+        const int at = dim();
+        const bool in_dom = at < keys.n_dom;
+        const uint16_t* const base = in_dom ? keys.dom + at : keys.rest + (at - keys.n_dom);
+        const int32_t stride = in_dom ? keys.n_dom : keys.row_values;
+#pragma unroll
+        for (int step = 0; step < n_step; ++step) {
+            const int i = first + row(step);
+            word[step] = make_uint4(0, 0, 0, 0);
+            if (i >= n || is_idle()) continue;
+            const int32_t place = in_dom ? -1 : listed.place_of(i);
+            const uint16_t* from = place < 0 ? base + int64_t{listed.position[i]} * stride
+                                             : listed.cached.row_at(place) + (at - keys.n_dom);
+            word[step] = *reinterpret_cast<const uint4*>(from);
         }
-        ptx::copy_async_16(slots + row * T::row_bytes + 2 * at, from, is_valid);
     }
-}
+    // To the slots' rows [row_from, row_to).
+    __device__ void store(uint8_t* slots, int row_from, int row_to) const {
+#pragma unroll
+        for (int step = 0; step < n_step; ++step) {
+            const int to = row_from + row(step);
+            if (to >= row_to || is_idle()) continue;
+            *reinterpret_cast<uint4*>(slots + to * T::row_bytes + 2 * dim()) = word[step];
+        }
+    }
+};
 
 // Of the round that begins at row `first` of n listed ones, up to whole tiles.
 template <int head_dim>
@@ -179,7 +195,7 @@ __device__ void leave_rows(const uint8_t* slots, const Keys& keys, const Listed&
 template <int head_dim>
 using Queries = decode::Queries<head_dim, Tiles<head_dim>::value_dim>;
 
-// Attention to n listed rows by the block's warps, the first n_early of which are on their way; states
+// Attention to n listed rows by the block's warps, the first n_early of which are in their slots; states
 // [n_slot][max_group] and values stay for merging. Returns in how many slots.
 template <int head_dim>
 __device__ int attend_listed(Queries<head_dim> (&queries)[1], const Keys& keys, const Listed& listed, int n,
@@ -189,9 +205,12 @@ __device__ int attend_listed(Queries<head_dim> (&queries)[1], const Keys& keys, 
     const int slot = threadIdx.x / 32 / T::n_part, part = threadIdx.x / 32 % T::n_part;
     queries[0].see(n);
     for (int first = 0; first < n; first += T::n_slot * n_tile) {
-        copy_rows<head_dim>(slots, keys, listed, first, n, first == 0 ? n_early : 0, rows_of_round<head_dim>(first, n));
-        ptx::copy_async_commit();
-        ptx::copy_async_wait<0>();
+        const int n_row = rows_of_round<head_dim>(first, n);
+        for (int row = first == 0 ? n_early : 0; row < n_row; row += RowWords<head_dim, 4>::n_row) {
+            RowWords<head_dim, 4> rows;
+            rows.load(keys, listed, first + row, n);
+            rows.store(slots, row, n_row);
+        }
         __syncthreads();
         leave_rows<head_dim>(slots, keys, listed, first, n);
         if (const int own = first + slot * n_tile; own < n) {
@@ -348,8 +367,9 @@ __global__ void __launch_bounds__(n_thread, head_dim < 256 ? 2 : 1) attend_best(
                            reinterpret_cast<int32_t*>(memory + at.places),
                            selection.positions + int64_t{set} * selection.capacity};
     const int n_forced = list_forced(listed, forced);
-    const int n_early = min(n_forced, Tiles<head_dim>::n_slot * decode::n_tile);
-    copy_rows<head_dim>(slots, keys, listed, 0, n_forced, 0, n_early);
+    RowWords<head_dim, 1> early;
+    const int n_early = min(n_forced, early.n_row);
+    early.load(keys, listed, 0, n_early);
 
     decode::Unit u = {};
     u.set = set, u.n = task.attend.group;
@@ -371,6 +391,7 @@ __global__ void __launch_bounds__(n_thread, head_dim < 256 ? 2 : 1) attend_best(
     }
 
     SoftmaxState* const state = reinterpret_cast<SoftmaxState*>(shared.open);  // [n_slot][max_group]
+    early.store(slots, 0, n_early);
     const int n_active = attend_listed<head_dim>(queries, keys, listed, n_listed, n_early, slots, state);
     const Merge merge(memory + at.merge, u.n * head_dim, static_cast<int>(n_block));
     merge_all<head_dim>(task, u, merge, state, slots, n_active, rank, n_block, &shared.mailbox[cluster::merge_mail]);
