@@ -394,7 +394,10 @@ void wait_until(const char* what, const std::function<bool()>& holds) {
     }
 }
 
-void send(unsigned rank, std::function<void()> arrive) { under_way.push_back({rank, std::move(arrive)}); }
+void send(unsigned rank, std::function<void()> arrive) {
+    if (kernel->cluster < 2) fault("mail in a block that is launched without a cluster");
+    under_way.push_back({rank, std::move(arrive)});
+}
 
 uint8_t* dynamic_shared() { return shared_of(running->rank); }
 

@@ -50,9 +50,9 @@ class AttendBest {
     // Raises the kernels' limits on the current device. The scratch must be zero before the first launch.
     AttendBest(const Gpu& gpu, const Scratch& scratch);
 
-    // Whether a kernel takes the task: not without clusters, nor a head_dim that none was built for, rows that are not
-    // whole 16-byte words, an n_ctx that is no multiple of 4, more than 8 query heads a set, or a past too long for
-    // shared memory. The scores need not be there yet.
+    // Whether a kernel takes the task: not without clusters of at least two blocks, nor a head_dim that none was built
+    // for, rows that are not whole 16-byte words, an n_ctx that is no multiple of 4, more than 8 query heads a set, or
+    // a past too long for shared memory. The scores need not be there yet.
     bool takes(const BestTask& task) const { return choose(task).body != nullptr; }
     // In one launch. Throws ARGUMENT for a task that is not taken.
     void run(const BestTask& task, cudaStream_t stream) const;

@@ -156,7 +156,13 @@ __device__ inline void cluster_wait() {
 
 // A mailbox (mbarrier) in shared memory counts bytes that blocks of the cluster send to this one. It is opened by one
 // thread before that arrives at the cluster's barrier; then for every round one thread says how many bytes are to come,
+<<<<<<< ours
 // and who waits for the round, numbered from 0, sees them. Only for clusters.
+=======
+// and who waits for the round, numbered from 0, sees them. Mail may come before it is expected, but not before all that
+// waited for the round before have seen it, and nobody may end before all its mail has come. Compute capability 9.0,
+// and at least two blocks.
+>>>>>>> theirs
 __device__ inline void open_mailbox(uint64_t* box) {
 #if __CUDA_ARCH__ >= 900
     const uint32_t at = static_cast<uint32_t>(__cvta_generic_to_shared(box));
