@@ -118,7 +118,8 @@ class ColdMatrices {
 };
 
 // A cache of as many layers as the pool holds (their dominant planes alone are more than the L2 cache), queries of some
-// rows, and the step: the last row is the last position.
+// rows, and the step: the last row is the last position. Layers of coded keys differ in their codes and scales alone,
+// as these are small, and share their rows.
 class ColdCache {
    public:
     ColdCache(Lab& lab, int32_t n_ctx, int n_rows, int n_dom, DomType type = DomType::f16)
@@ -126,19 +127,20 @@ class ColdCache {
           n_ctx_(n_ctx),
           n_dom_(n_dom),
           type_(type),
-          layer_bytes_(lab.s.kv_bytes(n_ctx) + (type == DomType::f16 ? 0 : dom_bytes())),
-          n_layers_(
-              static_cast<int>(std::min(lab.s.pool_bytes / layer_bytes_, static_cast<size_t>(lab.s.n_calls_max)))),
+          layer_bytes_(type == DomType::f16 ? lab.s.kv_bytes(n_ctx) : dom_bytes()),
+          n_layers_(static_cast<int>(
+              std::min((lab.s.pool_bytes - shared_bytes()) / layer_bytes_, static_cast<size_t>(lab.s.n_calls_max)))),
           base_(lab.pool.data()),
           q_(test::random_floats(int64_t{n_rows} * s_.n_head * s_.head_dim, 9)),
           y_(static_cast<size_t>(n_rows) * s_.n_head * s_.head_dim),
           step_(std::vector<cuda::Step>{{0, n_ctx - n_rows}}) {
-        fill_with_halves(lab, static_cast<size_t>(n_layers_) * layer_bytes_);
+        fill_with_halves(lab, static_cast<size_t>(n_layers_) * layer_bytes_ + shared_bytes());
     }
     KvView layer(int i) const {
         KvView view;
         uint8_t* const at = base_ + static_cast<size_t>(i) * layer_bytes_;
-        view.rest = reinterpret_cast<uint16_t*>(at + dom_bytes());
+        uint8_t* const shared = base_ + static_cast<size_t>(n_layers_) * layer_bytes_;
+        view.rest = reinterpret_cast<uint16_t*>(type_ == DomType::f16 ? at + dom_bytes() : shared);
         view.n_ctx = n_ctx_, view.n_head_kv = s_.n_head_kv, view.head_dim = s_.head_dim;
         if (type_ != DomType::f16) {
             const size_t n_code = n_rows_all() * static_cast<size_t>(code_bytes(type_, n_dom_));
@@ -162,6 +164,8 @@ class ColdCache {
     const cuda::Step* step() const { return step_.data(); }
 
    private:
+    // Of what all layers of coded keys have in common.
+    size_t shared_bytes() const { return type_ == DomType::f16 ? 0 : s_.kv_bytes(n_ctx_); }
     size_t n_rows_all() const { return size_t{1} * s_.n_head_kv * n_ctx_; }
 
     const Sizes& s_;

@@ -186,6 +186,26 @@ TEST(cuda_asynchronous_copies) {
     CHECK(sum.host() == expected);
 }
 
+// The odd words of x [64], backward, by copies of 4 bytes.
+__global__ void words_kernel(uint32_t* y, const uint32_t* x) {
+    __shared__ uint32_t word[32];
+    const int lane = threadIdx.x;
+    ptx::copy_async_4(word + 31 - lane, x + 2 * lane + 1);
+    ptx::copy_async_commit();
+    ptx::copy_async_wait<0>();
+    __syncwarp();
+    y[lane] = word[lane];
+}
+
+TEST(cuda_asynchronous_copies_of_words) {
+    std::vector<uint32_t> x(64), expected(32);
+    for (uint32_t i = 0; i < 64; ++i) x[i] = i * 1000003;
+    for (int i = 0; i < 32; ++i) expected[i] = x[63 - 2 * i];
+    DeviceArray<uint32_t> on_device(x), y(32);
+    launch({"words", 1, 32}, words_kernel, y.data(), on_device.data());
+    CHECK(y.host() == expected);
+}
+
 __global__ void halves_kernel(uint16_t* rounded, const float* x, uint16_t* fused, const uint16_t* h, int n) {
     const int i = blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= n) return;

@@ -10,14 +10,22 @@ namespace {
 
 using namespace scoring;
 
+// What a block has in shared memory besides its rings.
+template <class T>
+struct Rest {
+    uint32_t counts[n_rank_bin];
+    float sample[n_rank_sample];
+    QueryDigits<T> digits[n_warp];
+};
+
 // How a kernel takes its tiles: from rings in shared memory, where asynchronous copies bring them. They are not loaded
 // into registers ahead since the compiler then waits for the last load where it needs the first.
 template <class T>
 struct Plan {
     // Three blocks of 256 threads have about 96 KiB of a multiprocessor's under way, several times what it takes to
     // cover the memory's latency: what is asked for before the kernels ahead end also covers the time that the query
-    // takes. With what a block has besides, its ring still fits the 64 KiB of all GPUs.
-    static constexpr int n_resident = 3, ring_bytes = 57 * 1024 + 512;
+    // takes. All that a block has still fits the 64 KiB of any GPU.
+    static constexpr int n_resident = 3, ring_bytes = 64 * 1024 - sizeof(Rest<T>);
 
     static constexpr int n_batch = T::n_row * T::n_alike;  // rows of a batch
     static constexpr int stride = n_warp * n_batch;        // rows from a batch to the warp's next one
@@ -26,7 +34,7 @@ struct Plan {
     static constexpr int strip_bytes = (T::n_piece | 1) * 16, tile_bytes = T::n_strip * strip_bytes;
     // A stage of a warp's ring: a tile, and room for a batch's scales, which come with its last tile.
     static constexpr int stage_bytes = tile_bytes + 2 * n_batch, n_stage = ring_bytes / (n_warp * stage_bytes);
-    static_assert(n_stage >= 3);
+    static_assert(n_stage >= 2);
     static constexpr int n_ahead = n_stage - 1;  // tiles under way
     static constexpr size_t shared_bytes = size_t{n_warp} * n_stage * stage_bytes;
 
@@ -65,14 +73,13 @@ class Batches {
         free_ = next_ + P::n_ahead * P::stage_bytes;
         piece_ = P::piece(lane);
         matrix_row_ = lane % 16 * P::strip_bytes + lane / 16 * 16;
-        scale_at_ = P::tile_bytes + 2 * result;
         n_left_ = rows.n - first;
         codes_ = codes.code + int64_t{begin} * T::row_bytes + 16 * lane;
         n_bytes_ = n_left_ * T::row_bytes - 16 * lane;
         scales_ = codes.scale + begin + 2 * lane;
         n_scales_ = n_left_ - 2 * lane;
         score_ = scores + begin + result;
-        n_results_ = n_left_ - result;
+        result_ = result;
         end_ = rows.begin + rows.n;
     }
 
@@ -107,23 +114,23 @@ class Batches {
                 to = i == 0 || is_mine ? sums[j / T::n_value][j % T::n_value] : to;
             }
         }
-        const auto* scales = reinterpret_cast<const uint16_t*>(free_ + scale_at_);
+        const auto* scales = reinterpret_cast<const uint16_t*>(free_ + P::tile_bytes) + result_;
         float scores[P::n_result];
 #pragma unroll
         for (int i = 0; i < P::n_result; ++i) {
             scores[i] = query.score(kept[i / T::n_mine] + i % T::n_mine * n_digit) *
                         __half2float(__ushort_as_half(scales[P::result(i)]));
-            if (n_results_ > P::result(i)) score_[P::result(i)] = scores[i];
+            if (n_left_ > result_ + P::result(i)) score_[P::result(i)] = scores[i];
         }
         if (counter.n > 0) {
 #pragma unroll
             for (int i = 0; i < P::n_result; ++i) {
-                if (n_results_ > P::result(i)) counter.count(end_ - n_results_ + P::result(i), scores[i]);
+                const int32_t row = result_ + P::result(i);
+                if (n_left_ > row) counter.count(end_ - n_left_ + row, scores[i]);
             }
         }
         score_ += P::stride;
         n_left_ -= P::stride;
-        n_results_ -= P::stride;
     }
 
    private:
@@ -155,19 +162,19 @@ class Batches {
     // takes.
     uint8_t *next_, *free_;
     int slot_ = 0;
-    // In a stage: the first piece that this lane copies, what it names when matrices are loaded, its results' scales.
-    int piece_, matrix_row_, scale_at_;
+    // In a stage: the first piece that this lane copies, and what it names when matrices are loaded.
+    int piece_, matrix_row_;
     const uint8_t* codes_;    // this lane's first bytes of the next tile to copy
-    int32_t n_bytes_;         // from there to the end of the block's rows
+    int32_t n_bytes_;         // from there to the end of the block's rows, fewer than 2^24
     const uint16_t* scales_;  // this lane's of the next batch to copy
     int32_t n_scales_;        // rows from those on
     int32_t n_left_;          // rows from the next batch's first one on
     float* score_;            // this lane's first result in the next batch
-    int32_t n_results_;       // rows from that one on
+    int32_t result_;          // rows from a batch's first one to this lane's first result
     int32_t end_;             // position behind the block's last one
 };
 
-// Scores of rows spread over the whole past, one a group of lanes; they tell the bins of all blocks of a set.
+// Scores of rows spread over the whole past, one by four lanes; they tell the bins of all blocks of a set.
 template <class T>
 class Sample {
    public:
@@ -209,9 +216,7 @@ class Sample {
 template <class T>
 __global__ void __launch_bounds__(n_thread, Plan<T>::n_resident) coded_scores_kernel(ScoreTask task) {
     FASA_DYNAMIC_SHARED(shared);
-    __shared__ uint32_t counts[n_rank_bin];
-    __shared__ float scores_of_sample[n_rank_sample];
-    __shared__ __align__(16) QueryDigits digits;
+    __shared__ Rest<T> rest;
     ptx::start_next();
     const int lane = threadIdx.x % 32, set = blockIdx.y;
     const KeyCodes codes = keys_of(task, set).codes;
@@ -227,20 +232,21 @@ __global__ void __launch_bounds__(n_thread, Plan<T>::n_resident) coded_scores_ke
     if (task.counted) sample.load(codes, n_pos);
     ptx::wait_for_previous();
 
-    const float unit = digits.split(task.queries, codes, task.kv.head_dim, set);
+    QueryDigits<T>& digits = rest.digits[threadIdx.x / 32];
+    const float unit = digits.split(task.queries, task.kv.head_dim, set);
     TileQuery<T> query;
     query.load(digits, unit);
     Bins bins = {};
     if (task.counted) {
-        clear_counts(counts);
-        sample.score(query, scores_of_sample);
+        clear_counts(rest.counts);
+        sample.score(query, rest.sample);
         __syncthreads();
-        bins = bins_for(scores_of_sample[lane], scores_of_sample[lane + 32]);
+        bins = bins_for(rest.sample[lane], rest.sample[lane + 32]);
         if (blockIdx.x == 0 && threadIdx.x == 0) task.count.scratch.bins[set] = bins;
     }
-    const Counter counter(task, ranked, bins, counts);
+    const Counter counter(task, ranked, bins, rest.counts);
     while (batches.has_next()) batches.score(query, counter);
-    finish_counts(task, counts);
+    finish_counts(task, rest.counts);
 }
 
 // The kernel for rows of n_codes, a multiple of 16 from `least` on.

@@ -11,40 +11,6 @@ namespace fasa::cuda::scoring {
 inline constexpr int n_digit = 3;      // bytes of a query dim
 inline constexpr int max_codes = 128;  // of a row; sums of up to 256 digits times codes stay below 2^22
 
-// A set's query: dim d is worth (65536 digit[2] + 256 digit[1] + digit[0]) times a unit.
-struct QueryDigits {
-    int8_t digit[n_digit][max_codes];  // int8: in the order of dims; q4: first the low nibbles', then the high ones'
-    uint32_t largest[n_warp];          // |dim| of a warp, as bits
-
-    // By all threads; returns the unit: the power of two that makes the largest dim 22 bits long, but at least 2^-126,
-    // which matters where no dim reaches 2^-105. NaN if a dim is not finite.
-    __device__ float split(const SetQueries& queries, const KeyCodes& codes, int head_dim, int set) {
-        const int d = threadIdx.x;
-        const float q = d < codes.n ? summed_query(queries, head_dim, set, d) : 0.0f;
-        uint32_t top = __float_as_uint(fabsf(q));  // grows with the number, and NaN is above infinity
-#pragma unroll
-        for (int bit = 16; bit > 0; bit /= 2) top = max(top, __shfl_xor_sync(full_warp, top, bit));
-        if (d % 32 == 0) largest[d / 32] = top;
-        __syncthreads();
-#pragma unroll
-        for (const uint32_t other : largest) top = max(top, other);
-        const bool is_finite = top < 0x7f800000u;
-        const uint32_t exponent = max(top >> 23, 22u);
-        if (d < codes.n) {
-            const int at = codes.type == DomType::q4 ? d % 2 * (codes.n / 2) + d / 2 : d;
-            int left = is_finite ? __float2int_rn(q * __uint_as_float((275 - exponent) << 23)) : 0;
-#pragma unroll
-            for (auto& of_digit : digit) {
-                const auto low = static_cast<int8_t>(left);
-                of_digit[at] = low;
-                left = (left - low) >> 8;
-            }
-        }
-        __syncthreads();
-        return is_finite ? __uint_as_float((exponent - 21) << 23) : NAN;
-    }
-};
-
 // What is multiplied at a time: 16 strips of n_together rows, each of n_piece times 16 bytes. Lane 4 g + t gets the
 // scores of row t mod n_together of strips g and g + 8, and of row t + 4 if there are more than 4.
 template <DomType type_, int row_bytes_>
@@ -53,9 +19,8 @@ struct CodeTile {
     static constexpr bool nibbles = type == DomType::q4;
     static constexpr int row_bytes = row_bytes_, n_codes = nibbles ? 2 * row_bytes : row_bytes;
     static_assert(row_bytes % 8 == 0 && n_codes <= max_codes);
-    static constexpr int n_together = row_bytes == 8                       ? 8
-                                      : row_bytes == 16 || row_bytes == 32 ? 4
-                                                                           : 1 + row_bytes / 8 % 2;
+    static constexpr int n_together = row_bytes <= 16 ? 64 / row_bytes : row_bytes == 32 ? 4 : row_bytes <= 64 ? 2 : 1;
+    static_assert(n_together * row_bytes % 16 == 0);
     static constexpr int n_piece = n_together * row_bytes / 16, n_pair = (n_piece + 1) / 2;
     static constexpr int n_strip = 16, n_row = n_strip * n_together, n_bytes = n_row * row_bytes;
     static constexpr int n_mine = n_together > 4 ? n_together / 4 : 1;  // rows of a strip whose scores a lane gets
@@ -77,6 +42,44 @@ struct CodeTile {
     }
 };
 
+// A set's query: dim d is worth (65536 digit[2] + 256 digit[1] + digit[0]) times a unit. A warp has its own.
+template <class Tile>
+struct QueryDigits {
+    // int8: in the order of dims; q4: first the low nibbles', then the high ones'.
+    alignas(4) int8_t digit[n_digit][Tile::n_codes];
+
+    // By the warp; returns the unit: the power of two that makes the largest dim 22 bits long, but at least 2^-126,
+    // which matters where no dim reaches 2^-105. NaN if a dim is not finite.
+    __device__ float split(const SetQueries& queries, int head_dim, int set) {
+        constexpr int n = (Tile::n_codes + 31) / 32;
+        const int lane = threadIdx.x % 32;
+        float q[n];
+        sum_queries(q, queries, head_dim, set, lane, Tile::n_codes);
+        uint32_t top = 0;  // magnitudes as bits grow with the number, and NaN is above infinity
+#pragma unroll
+        for (const float dim : q) top = max(top, __float_as_uint(fabsf(dim)));
+#pragma unroll
+        for (int bit = 16; bit > 0; bit /= 2) top = max(top, __shfl_xor_sync(full_warp, top, bit));
+        const bool is_finite = top < 0x7f800000u;
+        const uint32_t exponent = max(top >> 23, 22u);
+        const float per_unit = __uint_as_float((275 - exponent) << 23);
+#pragma unroll
+        for (int i = 0; i < n; ++i) {
+            const int d = lane + 32 * i;
+            if (d >= Tile::n_codes) continue;
+            int left = is_finite ? __float2int_rn(q[i] * per_unit) : 0;
+#pragma unroll
+            for (auto& of_digit : digit) {
+                const auto low = static_cast<int8_t>(left);
+                of_digit[Tile::nibbles ? d % 2 * Tile::row_bytes + d / 2 : d] = low;
+                left = (left - low) >> 8;
+            }
+        }
+        __syncwarp();
+        return is_finite ? __uint_as_float((exponent - 21) << 23) : NAN;
+    }
+};
+
 // What tiles are multiplied with.
 template <class Tile>
 struct TileQuery {
@@ -90,7 +93,7 @@ struct TileQuery {
 
     // Column g of product i has digit x mod 3 of the row that lanes g / 2 get first or, from x = 3 on, second, where
     // x = 2 i + g mod 2; zeros where other rows of the strip lie.
-    __device__ void load(const QueryDigits& q, float its_unit) {
+    __device__ void load(const QueryDigits<Tile>& q, float its_unit) {
         unit = its_unit;
         const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
 #pragma unroll

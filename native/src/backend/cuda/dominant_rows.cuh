@@ -11,21 +11,37 @@
 
 namespace fasa::cuda {
 
-// Dim d of the sum of a set's queries, heads in ascending order.
-__device__ inline float summed_query(const SetQueries& queries, int head_dim, int set, int d) {
+// Dims d, d + 32 and so on of the sum of a set's queries, heads in ascending order; 0 from `end` on.
+template <int n>
+__device__ inline void sum_queries(float (&sum)[n], const SetQueries& queries, int head_dim, int set, int d, int end) {
     const int heads = queries.n_head / queries.n_set;
     const int64_t first = int64_t{set} * heads * head_dim + d;
-    float sum = 0;
+#pragma unroll
+    for (float& x : sum) x = 0;
     if (!queries.mask) {  // nothing to look at between loads, so that they run side by side
 #pragma unroll 4
-        for (int head = 0; head < heads; ++head) sum += queries.q[first + int64_t{head} * head_dim];
-        return sum;
+        for (int head = 0; head < heads; ++head) {
+#pragma unroll
+            for (int i = 0; i < n; ++i) {
+                if (d + 32 * i < end) sum[i] += queries.q[first + int64_t{head} * head_dim + 32 * i];
+            }
+        }
+        return;
     }
     for (int head = 0; head < heads; ++head) {
-        const int64_t at = first + int64_t{head} * head_dim;
-        sum += queries.mask[at] ? queries.q[at] : 0.0f;
+#pragma unroll
+        for (int i = 0; i < n; ++i) {
+            const int64_t at = first + int64_t{head} * head_dim + 32 * i;
+            if (d + 32 * i < end) sum[i] += queries.mask[at] ? queries.q[at] : 0.0f;
+        }
     }
-    return sum;
+}
+
+// Dim d of it.
+__device__ inline float summed_query(const SetQueries& queries, int head_dim, int set, int d) {
+    float sum[1];
+    sum_queries(sum, queries, head_dim, set, d, d + 1);
+    return sum[0];
 }
 
 // `lanes` neighbouring lanes share a row; lane `part` of them takes every chunk of dims with number part mod lanes.
