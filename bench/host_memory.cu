@@ -4,9 +4,10 @@
 //       native/src/backend/cuda/{account.cpp,runtime.cu} native/src/base/error.cpp && build/host_memory [GiB]
 //
 // "pinned" is cudaHostAlloc, as the library does it; "huge pages" is anonymous memory of 2 MiB pages, touched by
-// several threads and then registered; "created" is memory of the driver's own pages (cuMemCreate). Rows are gathered as a layer of decode does it: 2,048 random rows of one layer's
-// region (131,072 positions of 8 KV heads), every warp 16 of them at once; between layers 147 MB of weights are read, as
-// other kernels of a step do, so that no cache remembers the last step's places.
+// several threads and then registered; "created" is memory of the driver's own pages (cuMemCreate). Rows are gathered
+// as a layer of decode does it: 2,048 random rows of one layer's region (131,072 positions of 8 KV heads), every warp
+// 16 of them at once; between layers 147 MB of weights are read, as other kernels of a step do, so that no cache
+// remembers the last step's places.
 #include <cuda.h>
 #include <sys/mman.h>
 

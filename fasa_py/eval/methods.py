@@ -70,8 +70,8 @@ def parse_method(spec: str) -> Candidate:
 
     Names: ``dense``, ``fasa-mass``, ``fasa-ca``, ``fasa-paper`` (nothing forced, no dense layer, sets per query head),
     and those of the engine (:func:`fasa_py.method.supported_methods`). Settings are those of
-    :class:`fasa_py.method.Method`, and ``k_dom`` as :class:`fasa_py.Llama` has it, for fasa. ``dense_below`` is 0 unless
-    given: an evaluation is of the method, at lengths too where full attention would be as fast.
+    :class:`fasa_py.method.Method`, and ``k_dom`` as :class:`fasa_py.Llama` has it, for fasa. ``dense_below`` is 0
+    unless given: an evaluation is of the method, at lengths too where full attention would be as fast.
 
     :raises ValueError: an unknown name or setting, or a value out of its range
     """

@@ -249,11 +249,14 @@ __global__ void __launch_bounds__(n_thread, Plan<T>::n_resident) coded_scores_ke
     finish_counts(task, rest.counts);
 }
 
-// The kernel for rows of n_codes, a multiple of 16 from `least` on.
+// The kernel for rows of n_codes, if one was built: multiples of 16 from `least` on, of bytes up to 64 multiples of 8
+// too.
 template <DomType type, int least = 16>
 ScoreKernel kernel_for(int n_codes) {
     if constexpr (least <= max_codes) {
-        if (n_codes > least) return kernel_for<type, least + 16>(n_codes);
+        constexpr int step = type == DomType::int8 && least < 64 ? 8 : 16;
+        if (n_codes > least) return kernel_for<type, least + step>(n_codes);
+        if (n_codes < least) return {};
         using T = CodeTile<type, static_cast<int>(code_bytes(type, least))>;
         return {coded_scores_kernel<T>, Plan<T>::n_batch, Plan<T>::n_resident, Plan<T>::shared_bytes};
     }
@@ -266,7 +269,7 @@ ScoreKernel coded_scores(const KvView& kv) {
     const KeyCodes& codes = kv.codes;
     const bool lies_well = reinterpret_cast<uintptr_t>(codes.code) % 16 == 0 &&
                            reinterpret_cast<uintptr_t>(codes.scale) % 4 == 0 && kv.n_ctx % 2 == 0;
-    if (!lies_well || codes.n % 16 != 0) return {};
+    if (!lies_well) return {};
     return codes.type == DomType::q4 ? kernel_for<DomType::q4>(codes.n) : kernel_for<DomType::int8>(codes.n);
 }
 

@@ -132,8 +132,8 @@ __device__ inline uint2 load_once_8(const void* global) {
     return v;
 }
 
-// Starts bringing n_bytes, more than 0, into the L2 cache. (One instruction could bring any number of bytes, but lanes of
-// a warp would wait for each other.)
+// Starts bringing n_bytes, more than 0, into the L2 cache. (One instruction could bring any number of bytes, but lanes
+// of a warp would wait for each other.)
 __device__ inline void prefetch(const void* global, uint32_t n_bytes) {
     const uint8_t* at = static_cast<const uint8_t*>(global);
     for (uint32_t i = 0; i < n_bytes; i += 64) asm volatile("prefetch.global.L2 [%0];" ::"l"(at + i));
@@ -156,13 +156,9 @@ __device__ inline void cluster_wait() {
 
 // A mailbox (mbarrier) in shared memory counts bytes that blocks of the cluster send to this one. It is opened by one
 // thread before that arrives at the cluster's barrier; then for every round one thread says how many bytes are to come,
-<<<<<<< ours
-// and who waits for the round, numbered from 0, sees them. Only for clusters.
-=======
 // and who waits for the round, numbered from 0, sees them. Mail may come before it is expected, but not before all that
 // waited for the round before have seen it, and nobody may end before all its mail has come. Compute capability 9.0,
 // and at least two blocks.
->>>>>>> theirs
 __device__ inline void open_mailbox(uint64_t* box) {
 #if __CUDA_ARCH__ >= 900
     const uint32_t at = static_cast<uint32_t>(__cvta_generic_to_shared(box));
