@@ -53,13 +53,13 @@ inline cudaLaunchConfig_t config_of(const Launch& how, cudaLaunchAttribute (&att
 }
 
 // The largest cluster, `wanted` blocks or that halved, of which n_cluster run at once, up to one block; 0: the kernel
-// was not built for clusters. The kernel is then allowed that size.
+// was not built for clusters whose blocks send each other mail (ptx.cuh). The kernel is then allowed that size.
 template <class... P>
 unsigned largest_cluster(void (*kernel)(P...), unsigned n_cluster, dim3 block, size_t shared_bytes, unsigned wanted) {
     const void* function = reinterpret_cast<const void*>(kernel);
     cudaFuncAttributes built;
     check(cudaFuncGetAttributes(&built, kernel), "looking at a kernel");
-    if (built.ptxVersion < 90) return 0;
+    if (CUDART_VERSION < 12010 || built.ptxVersion < 90) return 0;
     check(cudaFuncSetAttribute(function, cudaFuncAttributeNonPortableClusterSizeAllowed, 1), "allowing large clusters");
     for (unsigned cluster = wanted; cluster > 1; cluster /= 2) {
         cudaLaunchAttribute attributes[2];
