@@ -305,6 +305,15 @@ def test_plans_where_no_gpu_is_visible(tiny_path: Path) -> None:
     assert "assumed: one of 132 multiprocessors" in "\n".join(_python(info, tiny_path, FASA_ON_CPU_GPUS="0"))
 
 
+_COUNT = "from fasa_py.model import gpus; print(*gpus())"
+
+
+@emulated
+def test_why_no_gpu_is_visible() -> None:
+    assert "no NVIDIA driver is installed" in _python(_COUNT, FASA_ON_CPU_DRIVER="0")[0]
+    assert "driver is for CUDA 12.4, older than the 13.0" in _python(_COUNT, FASA_ON_CPU_DRIVER="12040")[0]
+
+
 _SYNCHRONOUS = """
 import sys
 import fasa_py
