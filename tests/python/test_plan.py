@@ -15,6 +15,7 @@ from engine import Table as RandomTable
 import fasa_py
 from fasa_py.cli import main
 from fasa_py.gguf import GGUF
+from fasa_py.llama import default_model
 from fasa_py.memory import memory_size
 from fasa_py.model import ContextSettings, Model, Plan, build_info, gpus
 
@@ -234,6 +235,21 @@ def test_a_limit(tiny_path: Path) -> None:
         fasa_py.Llama(tiny_path, n_ctx=100, device="cuda", vram=p.device_bytes - 1)
     with fasa_py.Llama(tiny_path, n_ctx=short.n_ctx_max, device="cuda", vram=p.device_bytes - 1) as llm:
         assert llm.n_ctx == short.n_ctx_max < 100
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("n_ctx", "prefers"), [(300, "device"), (4000, "split")])
+def test_where_neither_placement_fits_the_one_with_more_room_is_named(n_ctx: int, prefers: str) -> None:
+    def plan(kv: str, n_ctx: int | None = 16384) -> Plan:
+        return fasa_py.plan(demo, n_ctx=n_ctx, kv=kv, vram=vram, device="cuda")
+
+    demo = default_model()
+    vram = fasa_py.plan(demo, n_ctx=n_ctx, kv="device", device="cuda").device_bytes
+    found, others = plan("auto"), [plan(kv).n_ctx_max for kv in ("device", "split")]
+    assert (found.fits, found.kv, found.n_ctx_max) == (False, prefers, max(others))
+    assert min(others) < max(others)
+    for largest in (plan("auto", found.n_ctx_max), plan("auto", None)):
+        assert largest.fits and largest.n_ctx == found.n_ctx_max
 
 
 @pytest.mark.gpu
