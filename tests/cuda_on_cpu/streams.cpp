@@ -136,8 +136,12 @@ cudaError_t cudaGetLastError() { return std::exchange(last_error, cudaSuccess); 
 cudaError_t cudaPeekAtLastError() { return last_error; }
 
 cudaError_t cudaGetDeviceCount(int* n) {
+    int driver = 0, runtime = 0;
+    cudaDriverGetVersion(&driver);
+    cudaRuntimeGetVersion(&runtime);
     const char* asked = std::getenv("FASA_ON_CPU_GPUS");
-    *n = asked && std::string(asked) == "0" ? 0 : 1;
+    *n = driver < runtime || (asked && std::string(asked) == "0") ? 0 : 1;
+    if (driver < runtime) return remember(cudaErrorInsufficientDriver);
     return *n > 0 ? cudaSuccess : remember(cudaErrorNoDevice);
 }
 
@@ -190,7 +194,12 @@ cudaError_t cudaGetDevice(int* device) {
 cudaError_t cudaSetDeviceFlags(unsigned) { return cudaSuccess; }
 cudaError_t cudaDeviceSynchronize() { return flush(); }
 cudaError_t cudaDeviceReset() { return flush(); }
-cudaError_t cudaDriverGetVersion(int* version) { return cudaRuntimeGetVersion(version); }
+cudaError_t cudaDriverGetVersion(int* version) {
+    const char* asked = std::getenv("FASA_ON_CPU_DRIVER");
+    if (!asked) return cudaRuntimeGetVersion(version);
+    *version = std::atoi(asked);
+    return cudaSuccess;
+}
 cudaError_t cudaRuntimeGetVersion(int* version) {
     *version = 13000;
     return cudaSuccess;

@@ -15,6 +15,7 @@ from engine import Table as RandomTable
 import fasa_py
 from fasa_py.cli import main
 from fasa_py.gguf import GGUF
+from fasa_py.llama import default_model
 from fasa_py.memory import memory_size
 from fasa_py.method import Method
 from fasa_py.model import ContextSettings, Model, Plan, build_info, gpus
@@ -262,6 +263,20 @@ def test_the_rest_of_the_cache_goes_to_the_host_where_it_does_not_fit(tiny_path:
         fasa_py.Llama(tiny_path, vram=split - 1, **options)
 
 
+@pytest.mark.parametrize(("n_ctx", "prefers"), [(300, "device"), (4000, "split")])
+def test_where_neither_placement_fits_the_one_with_more_room_is_named(n_ctx: int, prefers: str) -> None:
+    def plan(kv: str, n_ctx: int | None = 16384) -> Plan:
+        return fasa_py.plan(demo, n_ctx=n_ctx, kv=kv, vram=vram, device="cuda")
+
+    demo = default_model()
+    vram = fasa_py.plan(demo, n_ctx=n_ctx, kv="device", device="cuda").device_bytes
+    found, others = plan("auto"), [plan(kv).n_ctx_max for kv in ("device", "split")]
+    assert (found.fits, found.kv, found.n_ctx_max) == (False, prefers, max(others))
+    assert min(others) < max(others)
+    for largest in (plan("auto", found.n_ctx_max), plan("auto", None)):
+        assert largest.fits and largest.n_ctx == found.n_ctx_max
+
+
 @pytest.mark.gpu
 def test_weights_that_do_not_fit_are_not_uploaded(tiny_path: Path) -> None:
     seen: list[float] = []
@@ -329,6 +344,15 @@ def test_plans_where_no_gpu_is_visible(tiny_path: Path) -> None:
     assert "no GPU" in auto and "no GPU" in cuda and device.startswith("cpu")
     info = "import sys; from fasa_py.cli import main; main(['info', sys.argv[1], '--vram', '8GiB'])"
     assert "assumed: one of 132 multiprocessors" in "\n".join(_python(info, tiny_path, FASA_ON_CPU_GPUS="0"))
+
+
+_COUNT = "from fasa_py.model import gpus; print(*gpus())"
+
+
+@emulated
+def test_why_no_gpu_is_visible() -> None:
+    assert "no NVIDIA driver is installed" in _python(_COUNT, FASA_ON_CPU_DRIVER="0")[0]
+    assert "driver is for CUDA 12.4, older than the 13.0" in _python(_COUNT, FASA_ON_CPU_DRIVER="12040")[0]
 
 
 _SYNCHRONOUS = """

@@ -64,13 +64,14 @@ ContextConfig with_host_rest(const Model& model, const fasa_context_params& p, C
     return c;
 }
 
-// Says so when it chooses.
-bool only_split_fits(const Model& model, ContextConfig whole, ContextConfig split) {
+// Where only the split cache fits, or where neither does but the split one could hold more positions: its workspace is
+// larger, so that with little memory it holds fewer. Says so when it chooses.
+bool prefers_split(const Model& model, ContextConfig whole, ContextConfig split) {
     if (!model.device->has_own_memory()) return false;
     const int32_t n_ctx = whole.n_ctx > 0 ? whole.n_ctx : model.h.n_ctx_train;
     whole.n_ctx = split.n_ctx = n_ctx;
-    if (make_plan(model, whole).fits) return false;
-    const fasa_plan plan = make_plan(model, split);
+    const fasa_plan plan_of_whole = make_plan(model, whole), plan = make_plan(model, split);
+    if (plan_of_whole.fits || (!plan.fits && plan.n_ctx_max < plan_of_whole.n_ctx_max)) return false;
     if (model.plan_only) return true;
     log_message(FASA_LOG_INFO,
                 "KV cache of %d tokens: only dominant keys are kept on the device, the rest in host memory, %.1f MiB",
@@ -169,7 +170,7 @@ ContextConfig resolve(const Model& model, const fasa_context_params& p, std::sha
     }
     c.n_batch_max = std::max(c.n_batch, min_n_batch);
     const ContextConfig split = with_host_rest(model, p, c);
-    if (c.host_rest || (p.kv == FASA_KV_AUTO && c.n_dom > 0 && only_split_fits(model, c, split))) c = split;
+    if (c.host_rest || (p.kv == FASA_KV_AUTO && c.n_dom > 0 && prefers_split(model, c, split))) c = split;
     limit_dense_steps(model, p.method, c);
     if (c.n_ctx == 0) c.n_ctx = choose_n_ctx(model, c);
     c.n_batch = std::min(c.n_batch_max, c.n_ctx);

@@ -154,6 +154,19 @@ cudaDeviceProp properties_of(int index) {
     return properties;
 }
 
+// CUDA says the same of a driver that is too old and of none.
+std::string about_driver() {
+    int driver = 0, runtime = 0;
+    check(cudaDriverGetVersion(&driver), "asking for the driver's version");
+    check(cudaRuntimeGetVersion(&runtime), "asking for the runtime's version");
+    if (driver == 0) return "no NVIDIA driver is installed";
+    const auto text = [](int version) {
+        return std::to_string(version / 1000) + "." + std::to_string(version % 1000 / 10);
+    };
+    return "the NVIDIA driver is for CUDA " + text(driver) + ", older than the " + text(runtime) +
+           " that this was built with: update it";
+}
+
 bool is_supported(const cudaDeviceProp& properties) {
     return 10 * properties.major + properties.minor >= least_capability;
 }
@@ -166,7 +179,9 @@ int n_visible_gpus(std::string* reason) {
     const cudaError_t status = cudaGetDeviceCount(&n);
     if (status == cudaSuccess && n > 0) return n;
     cudaGetLastError();  // it is not to surface later
-    *reason = status == cudaSuccess ? "no GPU" : cudaGetErrorString(status);
+    *reason = status == cudaSuccess                   ? "no GPU"
+              : status == cudaErrorInsufficientDriver ? cuda::about_driver()
+                                                      : cudaGetErrorString(status);
     return 0;
 }
 

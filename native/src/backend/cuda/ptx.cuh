@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cuda_fp16.h>
+#include <cuda_runtime_api.h>
 
 #include <cstdint>
 
@@ -158,7 +159,7 @@ __device__ inline void cluster_wait() {
 // thread before that arrives at the cluster's barrier; then for every round one thread says how many bytes are to come,
 // and who waits for the round, numbered from 0, sees them. Mail may come before it is expected, but not before all that
 // waited for the round before have seen it, and nobody may end before all its mail has come. Compute capability 9.0,
-// and at least two blocks.
+// at least two blocks, and CUDA 12.1 or newer, whose PTX first has what `send` needs.
 __device__ inline void open_mailbox(uint64_t* box) {
 #if __CUDA_ARCH__ >= 900
     const uint32_t at = static_cast<uint32_t>(__cvta_generic_to_shared(box));
@@ -199,7 +200,7 @@ __device__ inline uint32_t in_block(const void* shared, uint32_t rank) {
 #endif
 // Writes 8 or 16 bytes, aligned to their size, to the same place of block `rank`, and lets that block's mailbox know.
 __device__ inline void send(uint64_t* to, uint64_t value, uint64_t* box, uint32_t rank) {
-#if __CUDA_ARCH__ >= 900
+#if __CUDA_ARCH__ >= 900 && CUDART_VERSION >= 12010
     asm volatile(
         "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.b64 [%0], %1, [%2];" ::"r"(in_block(to, rank)),
         "l"(value), "r"(in_block(box, rank))
@@ -207,7 +208,7 @@ __device__ inline void send(uint64_t* to, uint64_t value, uint64_t* box, uint32_
 #endif
 }
 __device__ inline void send(uint4* to, uint4 value, uint64_t* box, uint32_t rank) {
-#if __CUDA_ARCH__ >= 900
+#if __CUDA_ARCH__ >= 900 && CUDART_VERSION >= 12010
     asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0], {%1,%2,%3,%4}, [%5];" ::"r"(
                      in_block(to, rank)),
                  "r"(value.x), "r"(value.y), "r"(value.z), "r"(value.w), "r"(in_block(box, rank))
