@@ -263,6 +263,7 @@ def test_the_rest_of_the_cache_goes_to_the_host_where_it_does_not_fit(tiny_path:
         fasa_py.Llama(tiny_path, vram=split - 1, **options)
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize(("n_ctx", "prefers"), [(300, "device"), (4000, "split")])
 def test_where_neither_placement_fits_the_one_with_more_room_is_named(n_ctx: int, prefers: str) -> None:
     def plan(kv: str, n_ctx: int | None = 16384) -> Plan:
