@@ -8,7 +8,7 @@
 #   test      every op against the CPU's scalar reference
 #   ops       time of every op, as a share of this GPU's limits           (ops.json)
 #   models    decode, prefill and memory of whole models                  (models.json; needs numpy and cffi)
-#   python    the Python tests on the GPU                                 (needs pytest, cffi and gguf too)
+#   python    the Python tests on the GPU                  (needs pytest, cffi and gguf too; faster with xdist)
 #   sanitize  compute-sanitizer's memcheck and racecheck on tests of every op
 #
 # Options:
@@ -116,10 +116,16 @@ step_models() {
 step_python() {
     have_modules numpy cffi pytest gguf || return "$skipped"
     export_package
-    "$python" -m pytest -c pyproject.toml -p no:cacheprovider -q -m gpu tests/python
+    local pytest=("$python" -m pytest -c pyproject.toml -p no:cacheprovider -q tests/python)
+    if have_modules xdist >/dev/null; then
+        "${pytest[@]}" -m "gpu and not alone" -n $(($(nproc) > 2 ? $(nproc) - 2 : 1))
+        "${pytest[@]}" -m "gpu and alone"
+    else
+        "${pytest[@]}" -m gpu
+    fi
     # They skip where no GPU can be used, which is no success here.
     grep -qE '[0-9]+ passed' "$out/python.log"
-    tail -n 1 "$out/python.log"
+    grep -oE '[0-9]+ passed' "$out/python.log" | paste -sd ' '
 }
 
 # Runs the sanitizer given on tests by name, several processes at a time: the references are computed on the CPU.

@@ -17,6 +17,7 @@ from fasa_py.cli import main
 from fasa_py.gguf import GGUF
 from fasa_py.llama import default_model
 from fasa_py.memory import memory_size
+from fasa_py.method import Method
 from fasa_py.model import ContextSettings, Model, Plan, build_info, gpus
 
 EMULATED = "CUDA on the CPU" in build_info().cuda_reason
@@ -202,6 +203,7 @@ def test_info_shows_a_plan(tiny_path: Path, capsys: pytest.CaptureFixture[str], 
     ],
     ids=str,
 )  # fmt: skip
+@pytest.mark.alone
 def test_what_is_taken_is_what_was_planned(tiny_path: Path, options: dict[str, Any]) -> None:
     def available() -> int:
         return fasa_py.plan(tiny_path, device="cuda").device_available
@@ -235,6 +237,30 @@ def test_a_limit(tiny_path: Path) -> None:
         fasa_py.Llama(tiny_path, n_ctx=100, device="cuda", vram=p.device_bytes - 1)
     with fasa_py.Llama(tiny_path, n_ctx=short.n_ctx_max, device="cuda", vram=p.device_bytes - 1) as llm:
         assert llm.n_ctx == short.n_ctx_max < 100
+
+
+@pytest.mark.gpu
+def test_the_rest_of_the_cache_goes_to_the_host_where_it_does_not_fit(tiny_path: Path) -> None:
+    """kv="auto" is FASA-C where that fits, else FASA-M, else an error."""
+    method = Method("fasa", n_tip=4, n_fac=20, n_sink=1, n_recent=4, dense_layers=0, dense_below=0)
+    options: dict[str, Any] = {
+        "device": "cuda", "n_ctx": 10000, "n_seq": 8, "method": method, "table": RandomTable.random(2, 4, 2, 10),
+        "kv_cache_rows": 0,
+    }  # fmt: skip
+    device, split = (fasa_py.plan(tiny_path, kv=kv, **options).device_bytes for kv in ("device", "split"))
+    assert split < device
+    answers = []
+    for vram, kv in ((device, "device"), (device - 1, "split"), (split, "split")):
+        p = fasa_py.plan(tiny_path, vram=vram, **options)
+        assert (p.kv, p.fits, p.device_bytes) == (kv, True, device if kv == "device" else split)
+        with fasa_py.Llama(tiny_path, vram=vram, **options) as llm:
+            assert llm.plan.kv == kv and ("split KV cache" in repr(llm)) == (kv == "split")
+            answers.append(llm.generate("abc" * 20, max_tokens=5, temperature=0).text)
+    assert len(set(answers)) == 1
+    p = fasa_py.plan(tiny_path, vram=split - 1, **options)
+    assert (p.fits, p.device_missing) == (False, 1)
+    with pytest.raises(fasa_py.OutOfMemoryError, match=r" 1 bytes are missing; n_ctx = \d+ would fit"):
+        fasa_py.Llama(tiny_path, vram=split - 1, **options)
 
 
 @pytest.mark.gpu
