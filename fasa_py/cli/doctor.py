@@ -54,7 +54,8 @@ def _gpus() -> list[tuple[object, ...]]:
         if not gpu.supported:
             facts.append("too old: 7.5 or newer is needed")
         rows.append((f"cuda:{i}", ", ".join(facts)))
-    return [*rows, ("device auto", "cuda:0" if found else f"cpu: {reason}")]
+    usable = (f"cuda:{i}" for i, gpu in enumerate(found) if gpu.supported)
+    return [*rows, ("device auto", next(usable, f"cpu: {reason or 'no GPU is new enough'}"))]
 
 
 def _version(number: int) -> str:

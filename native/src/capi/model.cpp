@@ -28,15 +28,22 @@ std::unique_ptr<Device> make_cpu(const fasa_model_params& params, fasa_status st
 std::unique_ptr<Device> choose_device(const fasa_model_params& params) {
     std::string reason;
 #if FASA_HAS_CUDA
-    if (n_visible_gpus(&reason) > 0 || (params.plan_only && params.device_memory_max > 0)) return make_gpu(params);
-    reason = "no GPU can be used (" + reason + ")";
+    const int n = n_visible_gpus(&reason);
+    if (n == 0 && params.plan_only && params.device_memory_max > 0) return make_gpu(params);
+    fasa_model_params gpu = params;
+    for (gpu.device_index = 0; gpu.device_index < n; ++gpu.device_index) {
+        if (describe_gpu(gpu.device_index).supported) return make_gpu(gpu);
+    }
+    reason = "no GPU can be used (" + (n > 0 ? "compute capability 7.5 or newer is needed" : reason) + ")";
     constexpr fasa_status status = FASA_ERROR_DEVICE;
+    constexpr fasa_log_level level = FASA_LOG_WARN;  // it was built for one
 #else
     constexpr fasa_status status = FASA_ERROR_UNSUPPORTED;
+    constexpr fasa_log_level level = FASA_LOG_INFO;
     reason = "this build has no CUDA backend (" FASA_CUDA_REASON ")";
 #endif
     auto device = make_cpu(params, status, reason.c_str());
-    if (!params.plan_only) log_message(FASA_LOG_INFO, "device auto: %s", reason.c_str());
+    if (!params.plan_only) log_message(level, "device auto: %s", reason.c_str());
     return device;
 }
 
