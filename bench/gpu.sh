@@ -9,10 +9,11 @@
 #   ops       time of every op, as a share of this GPU's limits           (ops.json)
 #   models    decode, prefill and memory of whole models                  (models.json; needs numpy and cffi)
 #   python    the Python tests on the GPU                  (needs pytest, cffi and gguf too; faster with xdist)
+#   fidelity  choices beside the CPU's, FASA-M beside FASA-C, hits in the cache of rows          (needs numpy and cffi)
 #   sanitize  compute-sanitizer's memcheck and racecheck on tests of every op
 #
 # Options:
-#   --out DIR             logs and results, eight files at most (default build/gpu-results)
+#   --out DIR             logs and results (default build/gpu-results)
 #   --build DIR           use what is built there: then "build" is no step unless it is named (default build/gpu)
 #   --total SECONDS       for all steps; the last ones get what is left
 #   --limit STEP=SECONDS  for one step
@@ -26,13 +27,13 @@
 set -euo pipefail
 
 root=$(cd "$(dirname "$0")/.." && pwd)
-all_steps=(build test ops models python sanitize)
-declare -A limit=([build]=480 [test]=150 [ops]=150 [models]=540 [python]=300 [sanitize]=300)
+all_steps=(build test ops models python fidelity sanitize)
+declare -A limit=([build]=480 [test]=150 [ops]=150 [models]=540 [python]=300 [fidelity]=300 [sanitize]=300)
 out=$root/build/gpu-results build='' total=0 types='' models='' models_args='' peer='' python=python3
 sanitize='decode_attention_(groups|selected$|in_a_graph|unaligned)|prefill_attention_(of_groups|where_rows|over_a_tile)|rows_in_host_memory'
 sanitize+='|^(odd_shapes|float_rows|several_products|norm_and_product|gate_and_up)|prefill_(adds_bias|runs_products)'
 sanitize+='|_mass$|page_bounds|key_similarity|rope_store_does|scores_(of_dominant|count)|topk_of_(short|many)'
-sanitize+='|activations_have|norm_of_rows|gates_in|rows_of_every_type|attend_best_of_shapes|codes|keep_listed|(average|expand)_pages|bound_queries'
+sanitize+='|activations_have|norm_of_rows|gates_in|rows_of_every_type|attend_best_(of_shapes|with_a_cache)|mail_between|codes|mma|keep_listed|(average|expand)_pages|bound_queries'
 
 usage() { sed -n '2,/^# shellcheck/{/^# shellcheck/d;s/^# \{0,1\}//;p}' "$0" >&2; exit 2; }
 
@@ -128,6 +129,13 @@ step_python() {
     grep -oE '[0-9]+ passed' "$out/python.log" | paste -sd ' '
 }
 
+step_fidelity() {
+    have_modules numpy cffi || return "$skipped"
+    export_package
+    "$python" bench/gpu_fidelity.py
+    echo "all bars met"
+}
+
 # Runs the sanitizer given on tests by name, several processes at a time: the references are computed on the CPU.
 sanitized() {
     local tool=$1 n=4 i failed=0 processes=()
@@ -186,7 +194,7 @@ machine() {
 }
 
 export root out build types models models_args peer python sanitize skipped
-export -f step_build step_test step_ops step_models step_python step_sanitize tests have_modules export_package sanitized
+export -f step_build step_test step_ops step_models step_python step_fidelity step_sanitize tests have_modules export_package sanitized
 
 machine
 summary=() worst=0
