@@ -188,7 +188,8 @@ __device__ void for_candidates(const Shared& shared, const Ranked& ranked, const
     }
 }
 
-// Lists the candidates of the share, ranked scores with places from 1 on, and counts them by their bins. By the block.
+// Lists the candidates of the share, scores with places from 1 on, and counts those that are ranked by their bins. By
+// the block.
 __device__ inline Scale count_candidates(Shared& shared, const Ranked& ranked, const Share& share) {
     constexpr int n_ahead = 8, n_tile = 4 * n_thread * n_ahead;
     float4 x[n_ahead];
