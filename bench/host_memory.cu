@@ -5,9 +5,11 @@
 //
 // "pinned" is cudaHostAlloc, as the library does it; "huge pages" is anonymous memory of 2 MiB pages, touched by
 // several threads and then registered; "created" is memory of the driver's own pages (cuMemCreate). Rows are gathered
-// as a layer of decode does it: 2,048 random rows of one layer's region (131,072 positions of 8 KV heads), every warp
-// 16 of them at once; between layers 147 MB of weights are read, as other kernels of a step do, so that no cache
-// remembers the last step's places.
+// as a layer of decode does it: 2,048 random rows of one layer's region (131,072 positions of 8 KV heads). Each of 48
+// steps asks for other rows, 1.4 GB of them before one comes again, and between layers 147 MB of weights are read, as
+// other kernels of a step do: no cache of the host or the device has a row already. "one region" has all layers gather
+// from the region of the first, so that far fewer pages are asked for. "16 rows a warp" asks from few multiprocessors
+// for much at once, "1 row a warp" from all of them, as attend_best does.
 #include <cuda.h>
 #include <sys/mman.h>
 
@@ -16,6 +18,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <numeric>
 #include <random>
 #include <thread>
 #include <vector>
@@ -26,9 +29,11 @@ using fasa::cuda::check;
 
 namespace {
 
-constexpr int n_pos = 131072, n_head_kv = 8, n_rows = 2048, rows_a_warp = 16;
+constexpr int n_pos = 131072, n_head_kv = 8, n_rows = 2048, n_layer_max = 32, n_step = 48, n_warp = 4;
+constexpr int64_t region_rows = int64_t{n_pos} * n_head_kv;
 
 // to[i] = row at[i], whole 16-byte words; all loads of a warp's rows are under way at once.
+template <int rows_a_warp>
 __global__ void gather(uint4* to, const uint4* from, const int64_t* at, int row_words) {
     const int warp = (blockIdx.x * blockDim.x + threadIdx.x) / 32, lane = threadIdx.x % 32;
     uint4 word[rows_a_warp];
@@ -116,57 +121,107 @@ void* created(size_t n_bytes) {
     return reinterpret_cast<void*>(at);
 }
 
-void measure(const char* name, void* (*allocate)(size_t), size_t n_bytes) {
+// The rows of a region in random order, over and over.
+class Shuffled {
+   public:
+    explicit Shuffled(uint64_t seed) : row_(region_rows) {
+        std::iota(row_.begin(), row_.end(), 0);
+        std::shuffle(row_.begin(), row_.end(), std::mt19937_64(seed));
+    }
+    int64_t next() { return row_[next_++ % row_.size()]; }
+
+   private:
+    std::vector<int32_t> row_;
+    size_t next_ = 0;
+};
+
+// [n_step][n_layer][n_rows]: layer i asks for rows of region i, or of the last one if there are fewer.
+std::vector<int64_t> rows_of_steps(int n_layer, int n_region) {
+    std::vector<Shuffled> regions;
+    for (int i = 0; i < n_region; ++i) regions.emplace_back(i);
+    std::vector<int64_t> at;
+    for (int i = 0; i < n_step * n_layer * n_rows; ++i) {
+        const int region = std::min(i / n_rows % n_layer, n_region - 1);
+        at.push_back(region * region_rows + regions[region].next());
+    }
+    return at;
+}
+
+// Where the steps of a measurement work.
+struct Lab {
+    static constexpr size_t layer_bytes = 147 << 20;
+    fasa::cuda::Stream stream;
+    fasa::cuda::DeviceBuffer weights{n_layer_max * layer_bytes, "weights"}, rows{size_t{n_rows} * 512, "rows"},
+        places{size_t{n_layer_max} * n_rows * sizeof(int64_t), "places"};
+
+    // A step that gathers rows (unless rows_a_warp is 0) and reads weights, layer by layer.
+    fasa::cuda::Graph step(const void* host, int n_layer, int row_words, int rows_a_warp) const {
+        auto* to = static_cast<uint4*>(rows.data());
+        return fasa::cuda::Graph(stream, [&] {
+            for (int layer = 0; layer < n_layer; ++layer) {
+                const auto* at = static_cast<const int64_t*>(places.data()) + layer * n_rows;
+                if (rows_a_warp > 0) {
+                    fasa::cuda::launch({.name = "gather",
+                                        .grid = dim3(n_rows / rows_a_warp / n_warp),
+                                        .block = dim3(32 * n_warp),
+                                        .stream = stream.get()},
+                                       rows_a_warp == 1 ? gather<1> : gather<16>, to, static_cast<const uint4*>(host),
+                                       at, row_words);
+                }
+                fasa::cuda::launch({.name = "read_all", .grid = dim3(264), .block = dim3(512), .stream = stream.get()},
+                                   read_all, to, static_cast<const uint4*>(weights.data()) + layer * (layer_bytes / 16),
+                                   layer_bytes / 16);
+            }
+        });
+    }
+
+    // at: n_step times the places that a step asks for. The steps' times in ms, ascending.
+    std::vector<float> run(const fasa::cuda::Graph& step, const fasa::cuda::DeviceBuffer& at) const {
+        const size_t n_bytes = at.n_bytes() / n_step;
+        std::vector<float> ms;
+        for (int i = 0; i < n_step; ++i) {
+            check(cudaMemcpyAsync(places.data(), static_cast<const uint8_t*>(at.data()) + i * n_bytes, n_bytes,
+                                  cudaMemcpyDeviceToDevice, stream.get()),
+                  "copying");
+            fasa::cuda::Event begin(true), end(true);
+            begin.record(stream.get());
+            step.launch(stream.get());
+            end.record(stream.get());
+            stream.wait();
+            ms.push_back(end.milliseconds_since(begin));
+        }
+        std::sort(ms.begin(), ms.end());
+        return ms;
+    }
+};
+
+void measure(const Lab& lab, const char* name, void* (*allocate)(size_t), size_t n_bytes) {
     const double start = now();
     void* host = allocate(n_bytes);
     if (!host) return static_cast<void>(std::printf("%s: refused\n", name));
     std::printf("%s: %.1f GiB in %.2f s\n", name, static_cast<double>(n_bytes) / 0x1p30, now() - start);
-    std::mt19937_64 rng(1);
-    const fasa::cuda::Stream stream;
-    const size_t layer_weights = 147 << 20;
-    const fasa::cuda::DeviceBuffer weights(32 * layer_weights, "weights");
     for (const int row_words : {28, 32}) {
-        const int64_t layer_rows = int64_t{n_pos} * n_head_kv, layer_bytes = layer_rows * row_words * 16;
-        const int n_layer = static_cast<int>(std::min<int64_t>(32, static_cast<int64_t>(n_bytes) / layer_bytes));
-        if (n_layer == 0) continue;
-        std::vector<int64_t> at(static_cast<size_t>(n_layer) * n_rows);
-        for (size_t i = 0; i < at.size(); ++i) {
-            at[i] = static_cast<int64_t>(i / n_rows) * layer_rows + static_cast<int64_t>(rng() % layer_rows);
+        const int64_t region_bytes = region_rows * row_words * 16;
+        const int n_region =
+            static_cast<int>(std::min<int64_t>(n_layer_max, static_cast<int64_t>(n_bytes) / region_bytes));
+        if (n_region == 0) continue;
+        for (const int n : {n_region, 1}) {
+            const std::vector<int64_t> at = rows_of_steps(n_region, n);
+            const fasa::cuda::DeviceBuffer lists(at.size() * sizeof(int64_t), "places of all steps");
+            check(cudaMemcpy(lists.data(), at.data(), lists.n_bytes(), cudaMemcpyHostToDevice), "copying");
+            const float without = lab.run(lab.step(host, n_region, row_words, 0), lists)[n_step / 2];
+            for (const int rows_a_warp : {16, 1}) {
+                const std::vector<float> with = lab.run(lab.step(host, n_region, row_words, rows_a_warp), lists);
+                const auto us_a_layer = [&](float ms) { return (ms - without) * 1e3 / n_region; };
+                const double us = us_a_layer(with[n_step / 2]);
+                std::printf(
+                    "  %d rows of %d bytes, %2d layers, %s, %2d row%s a warp: %5.1f us a layer "
+                    "(%.1f to %.1f), %4.1f GB/s\n",
+                    n_rows, row_words * 16, n_region, n == 1 ? "one region     " : "a region a layer", rows_a_warp,
+                    rows_a_warp == 1 ? " " : "s", us, us_a_layer(with[n_step / 10]), us_a_layer(with[n_step * 9 / 10]),
+                    n_rows * row_words * 16 / us * 1e-3);
+            }
         }
-        fasa::cuda::DeviceBuffer to(size_t{n_rows} * row_words * 16, "rows"), places(at.size() * 8, "places");
-        check(cudaMemcpy(places.data(), at.data(), at.size() * 8, cudaMemcpyHostToDevice), "copying");
-        const auto step_of = [&](bool gathers) {
-            return fasa::cuda::Graph(stream, [&, gathers] {
-                for (int layer = 0; layer < n_layer; ++layer) {
-                    if (gathers) {
-                        fasa::cuda::launch({.name = "gather",
-                                            .grid = dim3(n_rows / rows_a_warp / 4),
-                                            .block = dim3(128),
-                                            .stream = stream.get()},
-                                           gather, static_cast<uint4*>(to.data()), static_cast<const uint4*>(host),
-                                           static_cast<const int64_t*>(places.data()) + layer * n_rows, row_words);
-                    }
-                    fasa::cuda::launch(
-                        {.name = "read_all", .grid = dim3(264), .block = dim3(512), .stream = stream.get()}, read_all,
-                        static_cast<uint4*>(to.data()),
-                        static_cast<const uint4*>(weights.data()) + layer * (layer_weights / 16), layer_weights / 16);
-                }
-            });
-        };
-        const fasa::cuda::Graph steps[] = {step_of(false), step_of(true)};
-        std::vector<float> ms[2];
-        for (int i = 0; i < 24; ++i) {
-            fasa::cuda::Event begin(true), end(true);
-            begin.record(stream.get());
-            steps[i % 2].launch(stream.get());
-            end.record(stream.get());
-            stream.wait();
-            ms[i % 2].push_back(end.milliseconds_since(begin));
-        }
-        for (auto& m : ms) std::sort(m.begin(), m.end());
-        const double us = (ms[1][6] - ms[0][6]) * 1e3 / n_layer;
-        std::printf("  %d rows of %d bytes, %d layers: %.1f us a layer, %.1f GB/s\n", n_rows, row_words * 16, n_layer,
-                    us, n_rows * row_words * 16 / us * 1e-3);
     }
 }
 
@@ -174,7 +229,8 @@ void measure(const char* name, void* (*allocate)(size_t), size_t n_bytes) {
 
 int main(int argc, char** argv) {
     const size_t n_bytes = static_cast<size_t>((argc > 1 ? std::atof(argv[1]) : 15) * 0x1p30);
-    measure("pinned", pinned, n_bytes);
-    measure("huge pages", huge_pages, n_bytes);
-    measure("created", created, n_bytes);
+    const Lab lab;
+    measure(lab, "pinned", pinned, n_bytes);
+    measure(lab, "huge pages", huge_pages, n_bytes);
+    measure(lab, "created", created, n_bytes);
 }
