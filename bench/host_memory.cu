@@ -1,17 +1,16 @@
 // How fast a GPU reads rows of a KV cache where they lie in host memory, by how that memory was got:
 //
 //   nvcc -std=c++20 -O3 -arch=native -Inative/include -Inative/src -o build/host_memory bench/host_memory.cu
-//       native/src/backend/cuda/{account.cpp,runtime.cu} native/src/base/error.cpp && build/host_memory [GiB]
+//       native/src/backend/cuda/{account.cpp,runtime.cu} native/src/base/*.cpp && build/host_memory [GiB]
 //
-// "pinned" is cudaHostAlloc, as the library does it; "huge pages" is anonymous memory of 2 MiB pages, touched by
-// several threads and then registered; "created" is memory of the driver's own pages (cuMemCreate). Rows are gathered
-// as a layer of decode does it: 2,048 random rows of one layer's region (131,072 positions of 8 KV heads). Each of 48
-// steps asks for other rows, 1.4 GB of them before one comes again, and between layers 147 MB of weights are read, as
-// other kernels of a step do: no cache of the host or the device has a row already. "one region" has all layers gather
-// from the region of the first, so that far fewer pages are asked for. "16 rows a warp" asks from few multiprocessors
-// for much at once, "1 row a warp" from all of them, as attend_best does.
+// "pinned" is cudaHostAlloc; "huge pages" is as the library has large memory (PinnedBuffer); "created" is memory of the
+// driver's own pages (cuMemCreate). Rows are gathered as a layer of decode does it: 2,048 random rows of one layer's
+// region (131,072 positions of 8 KV heads). Each of 48 steps asks for other rows, 1.4 GB of them before one comes
+// again, and between layers 147 MB of weights are read, as other kernels of a step do: no cache of the host or the
+// device has a row already. "one region" has all layers gather from the region of the first, so that far fewer pages
+// are asked for. "16 rows a warp" asks from few multiprocessors for much at once, "1 row a warp" from all of them, as
+// attend_best does.
 #include <cuda.h>
-#include <sys/mman.h>
 
 #include <algorithm>
 #include <chrono>
@@ -20,7 +19,6 @@
 #include <cstring>
 #include <numeric>
 #include <random>
-#include <thread>
 #include <vector>
 
 #include "backend/cuda/launch.cuh"
@@ -66,20 +64,9 @@ void* pinned(size_t n_bytes) {
 }
 
 void* huge_pages(size_t n_bytes) {
-    void* p = mmap(nullptr, n_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (p == MAP_FAILED) return nullptr;
-    madvise(p, n_bytes, MADV_HUGEPAGE);
-    const unsigned n_threads = std::clamp(std::thread::hardware_concurrency(), 1u, 16u);
-    std::vector<std::thread> threads;
-    for (unsigned i = 0; i < n_threads; ++i) {
-        threads.emplace_back([=] {
-            uint8_t* bytes = static_cast<uint8_t*>(p);
-            for (size_t at = n_bytes / n_threads * i; at < n_bytes / n_threads * (i + 1); at += 4096) bytes[at] = 0;
-        });
-    }
-    for (std::thread& thread : threads) thread.join();
-    check(cudaHostRegister(p, n_bytes, cudaHostRegisterMapped | cudaHostRegisterPortable), "registering");
-    return p;
+    static fasa::cuda::PinnedBuffer memory;
+    memory = fasa::cuda::PinnedBuffer(n_bytes, "host memory");
+    return memory.data();
 }
 
 template <class F>

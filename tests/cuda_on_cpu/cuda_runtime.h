@@ -41,6 +41,7 @@ enum cudaDeviceAttr {
     cudaDevAttrMultiProcessorCount = 16,
     cudaDevAttrComputeCapabilityMajor = 75,
     cudaDevAttrComputeCapabilityMinor = 76,
+    cudaDevAttrCanUseHostPointerForRegisteredMem = 91,
     cudaDevAttrMaxSharedMemoryPerBlockOptin = 97,
 };
 inline constexpr unsigned cudaDeviceMapHost = 8, cudaDeviceScheduleSpin = 1, cudaDeviceScheduleBlockingSync = 4;

@@ -178,6 +178,9 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int dev
         case cudaDevAttrComputeCapabilityMinor:
             *value = properties.minor;
             return cudaSuccess;
+        case cudaDevAttrCanUseHostPointerForRegisteredMem:
+            *value = 1;
+            return cudaSuccess;
         case cudaDevAttrMaxSharedMemoryPerBlockOptin:
             *value = static_cast<int>(properties.sharedMemPerBlockOptin);
             return cudaSuccess;

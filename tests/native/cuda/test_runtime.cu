@@ -1,5 +1,7 @@
 // Owners of memory, streams, events and graphs; errors.
+#include <algorithm>
 #include <cstring>
+#include <utility>
 
 #include "backend/cuda/launch.cuh"
 #include "backend/cuda/ptx.cuh"
@@ -97,6 +99,31 @@ TEST(cuda_owners_move) {
     const char expected[64] = {};
     CHECK(std::memcmp(zeros.data(), expected, 64) == 0);
     CHECK(none.data() == nullptr);
+}
+
+// Kernels write to any place of it, and copies take it as page-locked memory.
+TEST(cuda_large_pinned_memory) {
+    constexpr size_t n_bytes = PinnedBuffer::large_bytes + 1000, n = n_bytes / sizeof(int);
+    const Stream stream;
+    PinnedBuffer first(n_bytes, "first"), memory;
+    memory = std::move(first);
+    CHECK(memory.n_bytes() == n_bytes && first.data() == nullptr);
+    int* host = static_cast<int*>(memory.data());
+    CHECK(host == memory.on_device());  // views of the KV cache are for both
+    CHECK(std::all_of(host, host + n, [](int x) { return x == 0; }));
+    host[0] = 3;
+    launch({"add", 1, 32, 0, stream.get()}, add_kernel, host + n - 1, host);
+    stream.wait();
+    CHECK(host[n - 1] == 3);
+    const DeviceBuffer device(sizeof(int), "a number");
+    check(cudaMemcpyAsync(device.data(), host, sizeof(int), cudaMemcpyDefault, stream.get()), "copy");
+    check(cudaMemcpyAsync(host + n / 2, device.data(), sizeof(int), cudaMemcpyDefault, stream.get()), "copy");
+    stream.wait();
+    CHECK(host[n / 2] == 3);
+    memory = PinnedBuffer();
+    const PinnedBuffer again(n_bytes, "again");  // at the same place, most likely
+    CHECK(static_cast<int*>(again.data())[0] == 0);
+    CHECK_THROWS(PinnedBuffer(size_t{1} << 60, "all of it"), FASA_ERROR_MEMORY, "all of it", "1152921504606846976");
 }
 
 }  // namespace

@@ -82,7 +82,8 @@ class CudaDevice final : public Gpu {
     Buffer host_buffer(size_t n_bytes, const char* what) const override {
         if (n_bytes == 0) return {};
         use();
-        return {PinnedBuffer(n_bytes, what).release(), n_bytes, [](void* p, size_t) { cudaFreeHost(p); }};
+        auto memory = std::make_shared<PinnedBuffer>(n_bytes, what);
+        return {memory->data(), n_bytes, [memory](void*, size_t) mutable { memory.reset(); }};
     }
 
     void copy(void* to, const void* from, size_t n_bytes) const override {

@@ -1,5 +1,7 @@
 #include "backend/cuda/runtime.h"
 
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
@@ -9,7 +11,9 @@
 #include <utility>
 #include <vector>
 
+#include "base/cpu.h"
 #include "base/error.h"
+#include "base/team.h"
 
 namespace fasa::cuda {
 
@@ -100,17 +104,67 @@ DeviceBuffer::DeviceBuffer(size_t n_bytes, const char* what, std::shared_ptr<Acc
     data_.reset(p);
 }
 
-PinnedBuffer::PinnedBuffer(size_t n_bytes, const char* what) : n_bytes_(n_bytes) {
+namespace {
+
+// Whether kernels reach memory that was page-locked after it was taken, and by the same addresses as the host.
+bool reaches_registered() {
+    int device = 0, reaches = 0;
+    check(cudaGetDevice(&device), "asking for the GPU in use");
+    check(cudaDeviceGetAttribute(&reaches, cudaDevAttrCanUseHostPointerForRegisteredMem, device),
+          "asking how the GPU reaches host memory");
+    return reaches != 0;
+}
+
+// Zeroed memory that is all there, in huge pages where the system has them. Several threads touch it first, which page-
+// locking would do with one.
+Buffer present_pages(size_t n_bytes, const char* what) {
+    constexpr size_t part_bytes = size_t{32} << 20, page_bytes = 4096;
+    constexpr int n_threads_max = 16;  // more would wait for memory
+    // To touch more than there is ends the process.
+    if (const uint64_t available = memory_available(); n_bytes > available) {
+        fail(FASA_ERROR_MEMORY, "%s: %zu bytes of page-locked host memory needed, %llu available", what, n_bytes,
+             static_cast<unsigned long long>(available));
+    }
+    Buffer pages(n_bytes, what);
+#ifdef MADV_DONTFORK
+    // A process that forks would have to copy page-locked pages at once, and its child could not use them.
+    madvise(pages.data(), n_bytes, MADV_DONTFORK);
+#endif
+    Team team(std::min(processor().n_cores, n_threads_max));
+    team.run(static_cast<int64_t>((n_bytes + part_bytes - 1) / part_bytes), [&](int64_t part, int) {
+        const size_t first = static_cast<size_t>(part) * part_bytes;
+        for (size_t at = first; at < std::min(first + part_bytes, n_bytes); at += page_bytes) {
+            static_cast<volatile uint8_t*>(pages.data())[at] = 0;
+        }
+    });
+    return pages;
+}
+
+}  // namespace
+
+PinnedBuffer::PinnedBuffer(size_t n_bytes, const char* what) {
     if (n_bytes == 0) return;
+    const bool is_large = n_bytes >= large_bytes && reaches_registered();
     void* p = nullptr;
-    const cudaError_t status = cudaHostAlloc(&p, n_bytes, cudaHostAllocMapped | cudaHostAllocPortable);
+    cudaError_t status = cudaSuccess;
+    if (is_large) {
+        pages_ = present_pages(n_bytes, what);
+        p = pages_.data();
+        status = cudaHostRegister(p, n_bytes, cudaHostRegisterMapped | cudaHostRegisterPortable);
+    } else {
+        status = cudaHostAlloc(&p, n_bytes, cudaHostAllocMapped | cudaHostAllocPortable);
+    }
     if (status == cudaErrorMemoryAllocation) {
         cudaGetLastError();
         fail(FASA_ERROR_MEMORY, "%s: %zu bytes of page-locked host memory refused", what, n_bytes);
     }
     check(status, what);
-    data_.reset(p);
-    std::memset(p, 0, n_bytes);
+    if (is_large) {
+        pinned_ = {p, n_bytes, [](void* data, size_t) { cudaHostUnregister(data); }};
+    } else {
+        pinned_ = {p, n_bytes, [](void* data, size_t) { cudaFreeHost(data); }};
+        std::memset(p, 0, n_bytes);
+    }
     check(cudaHostGetDevicePointer(&on_device_, p, 0), what);
 }
 

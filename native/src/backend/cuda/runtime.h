@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "backend/cuda/account.h"
+#include "base/buffer.h"
 
 namespace fasa::cuda {
 
@@ -39,9 +40,6 @@ struct Release {
 struct ReleaseDevice {
     void operator()(void* p) const { cudaFree(p); }
 };
-struct ReleasePinned {
-    void operator()(void* p) const { cudaFreeHost(p); }
-};
 
 // Device memory, not zeroed, 256-byte aligned.
 class DeviceBuffer {
@@ -59,22 +57,24 @@ class DeviceBuffer {
     size_t n_bytes_ = 0;
 };
 
-// Page-locked host memory that kernels may reach too; zeroed.
+// Page-locked host memory that kernels may reach too; zeroed. In large ones a GPU finds scattered places sooner, where
+// the system has huge pages, and they are got sooner.
 class PinnedBuffer {
    public:
+    static constexpr size_t large_bytes = size_t{64} << 20;
+
     PinnedBuffer() = default;
     // Throws Error(MEMORY) naming `what` and the size.
     PinnedBuffer(size_t n_bytes, const char* what);
 
-    void* data() const { return data_.get(); }
+    void* data() const { return pinned_.data(); }
     void* on_device() const { return on_device_; }  // the same memory, as kernels address it
-    size_t n_bytes() const { return n_bytes_; }
-    void* release() { return data_.release(); }
+    size_t n_bytes() const { return pinned_.n_bytes(); }
 
    private:
-    std::unique_ptr<void, ReleasePinned> data_;
+    Buffer pages_;   // of a large one; that of others is the runtime's
+    Buffer pinned_;  // the same memory, let go of before the pages are
     void* on_device_ = nullptr;
-    size_t n_bytes_ = 0;
 };
 
 // Of its own: it does not wait for the default stream.
