@@ -138,7 +138,7 @@ step_fidelity() {
 
 # Runs the sanitizer given on tests by name, several processes at a time: the references are computed on the CPU.
 sanitized() {
-    local tool=$1 n=4 i failed=0 processes=()
+    local tool=$1 n=$(($(nproc) > 8 ? $(nproc) / 2 : 4)) i failed=0 processes=()
     shift
     local names=("$@")
     for ((i = 0; i < n && i < ${#names[@]}; i++)); do

@@ -405,10 +405,12 @@ def table(report: dict[str, Any], copy_gb_s: float | None) -> str:
         for row in sorted(rows("decode", name), key=lambda row: row["depth"]):
             speed = row["tokens_per_s"]
             share = f"{row['bytes_per_step'] * speed / copy_gb_s / 1e9:.1%}" if copy_gb_s else ""
-            lines.append(
-                f"| {name} decode at {row['depth']}{'' if row['finite'] else ', NOT FINITE'} | {speed:.1f} | {share} | "
-                f"{ratio('decode', row['depth'], speed)} |"
-            )
+            what = f"{name} decode at {row['depth']}{'' if row['finite'] else ', NOT FINITE'}"
+            if n_rows := row["rows_hit"] + row["rows_missed"]:
+                what += f", {row['rows_hit'] / n_rows:.0%} of rows found"
+            if row["pcie_bytes_per_step"]:
+                what += f", {row['pcie_bytes_per_step'] / 1e6:.1f} MB over PCIe"
+            lines.append(f"| {what} | {speed:.1f} | {share} | {ratio('decode', row['depth'], speed)} |")
     return "\n".join(lines) + "\n"
 
 

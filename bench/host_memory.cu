@@ -9,7 +9,8 @@
 // again, and between layers 147 MB of weights are read, as other kernels of a step do: no cache of the host or the
 // device has a row already. "one region" has all layers gather from the region of the first, so that far fewer pages
 // are asked for. "16 rows a warp" asks from few multiprocessors for much at once, "1 row a warp" from all of them, as
-// attend_best does.
+// attend_best does. "touched" has a word of every row read while the weights before it are, so that the GPU has found
+// the rows' pages when it gathers them; what the touching itself takes is left out.
 #include <cuda.h>
 
 #include <algorithm>
@@ -45,8 +46,12 @@ __global__ void gather(uint4* to, const uint4* from, const int64_t* at, int row_
     }
 }
 
-__global__ void read_all(uint4* to, const uint4* from, size_t n) {
+// Reads n words, and before them the first word of the n_touched rows at touched[i].
+__global__ void read_all(uint4* to, const uint4* from, size_t n, const uint4* rows, const int64_t* touched,
+                         int n_touched, int row_words) {
     uint4 sum = {0, 0, 0, 0};
+    const int own = static_cast<int>(threadIdx.x * gridDim.x + blockIdx.x);
+    if (own < n_touched) sum = rows[touched[own] * row_words];
     for (size_t i = blockIdx.x * blockDim.x + threadIdx.x; i < n; i += gridDim.x * blockDim.x) {
         const uint4 x = from[i];
         sum.x ^= x.x, sum.y ^= x.y, sum.z ^= x.z, sum.w ^= x.w;
@@ -141,23 +146,21 @@ struct Lab {
     fasa::cuda::DeviceBuffer weights{n_layer_max * layer_bytes, "weights"}, rows{size_t{n_rows} * 512, "rows"},
         places{size_t{n_layer_max} * n_rows * sizeof(int64_t), "places"};
 
-    // A step that gathers rows (unless rows_a_warp is 0) and reads weights, layer by layer.
-    fasa::cuda::Graph step(const void* host, int n_layer, int row_words, int rows_a_warp) const {
+    // A step that reads weights and gathers rows (unless rows_a_warp is 0), layer by layer.
+    fasa::cuda::Graph step(const uint4* host, int n_layer, int row_words, int rows_a_warp, bool touches) const {
         auto* to = static_cast<uint4*>(rows.data());
         return fasa::cuda::Graph(stream, [&] {
             for (int layer = 0; layer < n_layer; ++layer) {
                 const auto* at = static_cast<const int64_t*>(places.data()) + layer * n_rows;
-                if (rows_a_warp > 0) {
-                    fasa::cuda::launch({.name = "gather",
-                                        .grid = dim3(n_rows / rows_a_warp / n_warp),
-                                        .block = dim3(32 * n_warp),
-                                        .stream = stream.get()},
-                                       rows_a_warp == 1 ? gather<1> : gather<16>, to, static_cast<const uint4*>(host),
-                                       at, row_words);
-                }
                 fasa::cuda::launch({.name = "read_all", .grid = dim3(264), .block = dim3(512), .stream = stream.get()},
                                    read_all, to, static_cast<const uint4*>(weights.data()) + layer * (layer_bytes / 16),
-                                   layer_bytes / 16);
+                                   layer_bytes / 16, host, at, touches ? n_rows : 0, row_words);
+                if (rows_a_warp == 0) continue;
+                fasa::cuda::launch({.name = "gather",
+                                    .grid = dim3(n_rows / rows_a_warp / n_warp),
+                                    .block = dim3(32 * n_warp),
+                                    .stream = stream.get()},
+                                   rows_a_warp == 1 ? gather<1> : gather<16>, to, host, at, row_words);
             }
         });
     }
@@ -182,9 +185,20 @@ struct Lab {
     }
 };
 
+struct Variant {
+    const char* name;
+    bool one_region;
+    int rows_a_warp;
+    bool touches;
+};
+constexpr Variant variants[] = {{"16 rows a warp", false, 16, false},
+                                {"1 row a warp", false, 1, false},
+                                {"1 row a warp, touched", false, 1, true},
+                                {"1 row a warp, one region", true, 1, false}};
+
 void measure(const Lab& lab, const char* name, void* (*allocate)(size_t), size_t n_bytes) {
     const double start = now();
-    void* host = allocate(n_bytes);
+    const auto* host = static_cast<const uint4*>(allocate(n_bytes));
     if (!host) return static_cast<void>(std::printf("%s: refused\n", name));
     std::printf("%s: %.1f GiB in %.2f s\n", name, static_cast<double>(n_bytes) / 0x1p30, now() - start);
     for (const int row_words : {28, 32}) {
@@ -192,22 +206,18 @@ void measure(const Lab& lab, const char* name, void* (*allocate)(size_t), size_t
         const int n_region =
             static_cast<int>(std::min<int64_t>(n_layer_max, static_cast<int64_t>(n_bytes) / region_bytes));
         if (n_region == 0) continue;
-        for (const int n : {n_region, 1}) {
-            const std::vector<int64_t> at = rows_of_steps(n_region, n);
+        for (const Variant& v : variants) {
+            const std::vector<int64_t> at = rows_of_steps(n_region, v.one_region ? 1 : n_region);
             const fasa::cuda::DeviceBuffer lists(at.size() * sizeof(int64_t), "places of all steps");
             check(cudaMemcpy(lists.data(), at.data(), lists.n_bytes(), cudaMemcpyHostToDevice), "copying");
-            const float without = lab.run(lab.step(host, n_region, row_words, 0), lists)[n_step / 2];
-            for (const int rows_a_warp : {16, 1}) {
-                const std::vector<float> with = lab.run(lab.step(host, n_region, row_words, rows_a_warp), lists);
-                const auto us_a_layer = [&](float ms) { return (ms - without) * 1e3 / n_region; };
-                const double us = us_a_layer(with[n_step / 2]);
-                std::printf(
-                    "  %d rows of %d bytes, %2d layers, %s, %2d row%s a warp: %5.1f us a layer "
-                    "(%.1f to %.1f), %4.1f GB/s\n",
-                    n_rows, row_words * 16, n_region, n == 1 ? "one region     " : "a region a layer", rows_a_warp,
-                    rows_a_warp == 1 ? " " : "s", us, us_a_layer(with[n_step / 10]), us_a_layer(with[n_step * 9 / 10]),
-                    n_rows * row_words * 16 / us * 1e-3);
-            }
+            const float without = lab.run(lab.step(host, n_region, row_words, 0, v.touches), lists)[n_step / 2];
+            const std::vector<float> with =
+                lab.run(lab.step(host, n_region, row_words, v.rows_a_warp, v.touches), lists);
+            const auto us_a_layer = [&](float ms) { return (ms - without) * 1e3 / n_region; };
+            const double us = us_a_layer(with[n_step / 2]);
+            std::printf("  %d rows of %d bytes, %2d layers, %-24s: %5.1f us a layer (%.1f to %.1f), %4.1f GB/s\n",
+                        n_rows, row_words * 16, n_region, v.name, us, us_a_layer(with[n_step / 10]),
+                        us_a_layer(with[n_step * 9 / 10]), n_rows * row_words * 16 / us * 1e-3);
         }
     }
 }
