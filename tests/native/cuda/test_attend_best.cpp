@@ -248,6 +248,12 @@ TEST(cuda_attend_best_of_shapes) {
     }
 }
 
+// Little enough for a sanitizer that slows clusters down a thousandfold.
+TEST(cuda_attend_best_once) {
+    Lab lab({128, 16, 2, 1, 1, 1500, 4});
+    CHECK(lab.check(1500, {64, 4, 32}, 1500) == 0);
+}
+
 TEST(cuda_attend_best_of_any_scores) {
     for (const int n_sm : {32, 6}) {
         Lab lab({64, 16, 4, 2, 2, 3004, n_sm});
