@@ -57,8 +57,8 @@ class DeviceBuffer {
     size_t n_bytes_ = 0;
 };
 
-// Page-locked host memory that kernels may reach too; zeroed. In large ones a GPU finds scattered places sooner, where
-// the system has huge pages, and they are got sooner.
+// Page-locked host memory that kernels may reach too; zeroed. Large ones come as huge pages, where the system has them,
+// that several threads touch before they are locked: gigabytes are there ten times sooner.
 class PinnedBuffer {
    public:
     static constexpr size_t large_bytes = size_t{64} << 20;
