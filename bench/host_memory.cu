@@ -3,14 +3,14 @@
 //   nvcc -std=c++20 -O3 -arch=native -Inative/include -Inative/src -o build/host_memory bench/host_memory.cu
 //       native/src/backend/cuda/{account.cpp,runtime.cu} native/src/base/*.cpp && build/host_memory [GiB]
 //
-// "pinned" is cudaHostAlloc; "huge pages" is as the library has large memory (PinnedBuffer); "created" is memory of the
-// driver's own pages (cuMemCreate). Rows are gathered as a layer of decode does it: 2,048 random rows of one layer's
-// region (131,072 positions of 8 KV heads). Each of 48 steps asks for other rows, 1.4 GB of them before one comes
-// again, and between layers 147 MB of weights are read, as other kernels of a step do: no cache of the host or the
-// device has a row already. "one region" has all layers gather from the region of the first, so that far fewer pages
-// are asked for. "16 rows a warp" asks from few multiprocessors for much at once, "1 row a warp" from all of them, as
-// attend_best does. "touched" has a word of every row read while the weights before it are, so that the GPU has found
-// the rows' pages when it gathers them; what the touching itself takes is left out.
+// Needs CUDA 12.5 or newer. "pinned" is cudaHostAlloc; "huge pages" is as the library has large memory (PinnedBuffer);
+// "created" is memory of the driver's own pages (cuMemCreate). Rows are gathered as a layer of decode does it: 2,048
+// random rows of one layer's region (131,072 positions of 8 KV heads). Each of 48 steps asks for other rows, 1.4 GB of
+// them before one comes again, and between layers 147 MB of weights are read, as other kernels of a step do: no cache
+// of the host or the device has a row already. "one region" has all layers gather from the region of the first, so that
+// far fewer pages are asked for. "16 rows a warp" asks from few multiprocessors for much at once, "1 row a warp" from
+// all of them, as attend_best does. "touched" has a word of every row read while the weights before it are, so that the
+// GPU has found the rows' pages when it gathers them; what the touching itself takes is left out.
 #include <cuda.h>
 
 #include <algorithm>
@@ -70,7 +70,7 @@ void* pinned(size_t n_bytes) {
 
 void* huge_pages(size_t n_bytes) {
     static fasa::cuda::PinnedBuffer memory;
-    memory = fasa::cuda::PinnedBuffer(n_bytes, "host memory");
+    memory = fasa::cuda::PinnedBuffer(n_bytes, "host memory", 16);
     return memory.data();
 }
 

@@ -76,6 +76,18 @@ class Sparsity:
     tokens_selected: int  # in sparse layer passes, of every list: one a KV head, or one a query head
     key_bytes: int  # read of the KV cache, by selection and attention
     value_bytes: int
+    rows_hit: int  # FASA-M: rows of host memory that were found in the cache of rows on the device
+    rows_missed: int  # and those that were read from host memory
+    pcie_bytes: int  # of rows between host and device, written ones included; 0 where all is on the device
+
+    @property
+    def hit_rate(self) -> float:
+        """Share of the rows in host memory that were found on the device; 0 where none were asked for."""
+        return self.rows_hit / max(1, self.rows_hit + self.rows_missed)
+
+    @property
+    def pcie_bytes_per_step(self) -> float:
+        return self.pcie_bytes / max(1, self.n_steps)
 
     @property
     def layers_sparse_per_step(self) -> float:
@@ -202,7 +214,7 @@ class Generation:
         self._n_decoded = 0
         self._prefill_s = 0.0
         self._decode_s = 0.0
-        self._sparsity = Sparsity(0, 0, 0, 0, 0, 0)
+        self._sparsity = Sparsity(0, 0, 0, 0, 0, 0, 0, 0, 0)
         self._finish_reason = "cancelled"
 
     def pieces(self) -> Generator[Piece, None, None]:

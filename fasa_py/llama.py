@@ -317,6 +317,7 @@ class Llama(OpenAIStyle):
         :param settings: ``granularity``, and any field of Method by its name
         :raises ValueError: a setting out of its range, or a method that needs a table without one
         :raises UnsupportedError: dominant chunks per query head in a cache that was split between device and host
+        :raises OutOfMemoryError: tables of the method's own (quest's bounds of pages) do not fit; the old one stays
         """
         asked = Method.of(method, paper, **settings)
         with self._turn():

@@ -181,10 +181,13 @@ def speed(completion: Completion) -> str:
 
 def attention(llm: Llama, sparsity: Sparsity) -> str:
     """The method, and what the decode steps of a run read of the KV cache."""
-    return (
+    text = (
         f"attention: {llm.method}; a token: {sparsity.layers_sparse_per_step:.0f} of {llm.info.n_layer} layers sparse, "
         f"{size(sparsity.kv_bytes_per_step)} of KV cache read"
     )
+    if sparsity.pcie_bytes:
+        text += f", {size(sparsity.pcie_bytes_per_step)} over the bus, {sparsity.hit_rate:.0%} of its rows found"
+    return text
 
 
 def console() -> Console:

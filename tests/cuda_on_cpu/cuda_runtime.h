@@ -17,8 +17,10 @@ enum cudaError_t {
     cudaErrorNoDevice = 100,
     cudaErrorInvalidDevice = 101,
     cudaErrorIllegalAddress = 700,
+    cudaErrorOperatingSystem = 304,
     cudaErrorNotReady = 600,
     cudaErrorLaunchFailure = 719,
+    cudaErrorNotPermitted = 800,
     cudaErrorNotSupported = 801,
     cudaErrorStreamCaptureUnsupported = 900,
     cudaErrorStreamCaptureInvalidated = 901,
@@ -38,11 +40,14 @@ struct cudaDeviceProp {
     int l2CacheSize, persistingL2CacheMaxSize, canMapHostMemory, integrated, pageableMemoryAccess;
 };
 enum cudaDeviceAttr {
+    cudaDevAttrMemoryClockRate = 36,
+    cudaDevAttrGlobalMemoryBusWidth = 37,
     cudaDevAttrMultiProcessorCount = 16,
     cudaDevAttrComputeCapabilityMajor = 75,
     cudaDevAttrComputeCapabilityMinor = 76,
     cudaDevAttrCanUseHostPointerForRegisteredMem = 91,
     cudaDevAttrMaxSharedMemoryPerBlockOptin = 97,
+    cudaDevAttrHostRegisterSupported = 99,
 };
 inline constexpr unsigned cudaDeviceMapHost = 8, cudaDeviceScheduleSpin = 1, cudaDeviceScheduleBlockingSync = 4;
 cudaError_t cudaGetDeviceCount(int* n);

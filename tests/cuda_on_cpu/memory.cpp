@@ -179,6 +179,8 @@ cudaError_t cudaFreeHost(void* p) { return release(p, false); }
 
 cudaError_t cudaHostRegister(void* p, size_t n_bytes, unsigned) {
     const Lock lock(mutex);
+    const char* limit = std::getenv("FASA_ON_CPU_LOCK_LIMIT");
+    if (limit && n_bytes > std::strtoull(limit, nullptr, 10)) return remember(cudaErrorOperatingSystem);
     if (!registered.emplace(p, n_bytes).second) return remember(cudaErrorInvalidValue);
     return cudaSuccess;
 }

@@ -4,16 +4,16 @@
 #
 #   tests/cuda_on_cpu/run.sh [BUILD]    (default build/cuda-on-cpu; needs cmake, ninja, python3 with pytest, cffi and gguf)
 #
-# CMAKE_ARGS are for both builds. CUDA_ARCHITECTURE (default 90) is what nvcc compiles for.
+# CMAKE_ARGS are for both builds. CUDA_ARCHITECTURES (default "75;90") is what nvcc compiles for.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 build=$(realpath -m "${1:-build/cuda-on-cpu}")
 read -ra cmake_args <<<"${CMAKE_ARGS:-}"
 
-# Architecture 90 has all of the kernels' paths but those for older GPUs, which the CPU runs below.
+# The oldest that is supported, and 90, which has all of the kernels' paths.
 if command -v nvcc >/dev/null || [[ -x /usr/local/cuda/bin/nvcc ]]; then
     cmake -S . -B "$build-nvcc" -G Ninja "${cmake_args[@]}" -DFASA_CUDA=ON \
-        -DCMAKE_CUDA_ARCHITECTURES="${CUDA_ARCHITECTURE:-90}"
+        -DCMAKE_CUDA_ARCHITECTURES="${CUDA_ARCHITECTURES:-75;90}"
     cmake --build "$build-nvcc" --target fasa_cuda
 else
     echo "no nvcc: the CUDA backend is not compiled for a GPU"

@@ -178,7 +178,12 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int dev
         case cudaDevAttrComputeCapabilityMinor:
             *value = properties.minor;
             return cudaSuccess;
+        case cudaDevAttrMemoryClockRate:  // unknown
+        case cudaDevAttrGlobalMemoryBusWidth:
+            *value = 0;
+            return cudaSuccess;
         case cudaDevAttrCanUseHostPointerForRegisteredMem:
+        case cudaDevAttrHostRegisterSupported:
             *value = 1;
             return cudaSuccess;
         case cudaDevAttrMaxSharedMemoryPerBlockOptin:

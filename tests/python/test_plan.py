@@ -14,6 +14,7 @@ from engine import Table as RandomTable
 
 import fasa_py
 from fasa_py.cli import main
+from fasa_py.cli.common import attention
 from fasa_py.gguf import GGUF
 from fasa_py.llama import default_model
 from fasa_py.memory import memory_size
@@ -258,7 +259,12 @@ def test_the_rest_of_the_cache_goes_to_the_host_where_it_does_not_fit(tiny_path:
         assert (p.kv, p.fits, p.device_bytes) == (kv, True, device if kv == "device" else split)
         with fasa_py.Llama(tiny_path, vram=vram, **options) as llm:
             assert llm.plan.kv == kv and ("split KV cache" in repr(llm)) == (kv == "split")
-            answers.append(llm.generate("abc" * 20, max_tokens=5, temperature=0).text)
+            result = llm.generate("abc" * 20, max_tokens=5, temperature=0)
+            answers.append(result.text)
+            s = result.sparsity
+            assert (s.rows_missed > 0) == (s.pcie_bytes_per_step > 0) == (kv == "split")
+            assert s.hit_rate == s.rows_hit == 0
+            assert ("over the bus, 0% of its rows found" in attention(llm, s)) == (kv == "split")
     assert len(set(answers)) == 1
     p = fasa_py.plan(tiny_path, vram=split - 1, **options)
     assert (p.fits, p.device_missing) == (False, 1)

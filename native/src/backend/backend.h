@@ -139,8 +139,9 @@ class Device {
     virtual ~Device() = default;
     virtual std::string name() const = 0;  // "cpu (avx512, 8 threads)"
     virtual int n_threads() const = 0;
-    // Cached positions below which sparse attention costs more than it saves (docs/performance.md).
-    virtual int32_t break_even() const = 0;
+    // Cached positions below which sparse attention costs more than it saves (docs/performance.md); kv_bytes: of a
+    // position in a layer.
+    virtual int32_t break_even(uint64_t kv_bytes) const = 0;
 
     // Zeroed memory of the device, and host memory that its ops reach too; throw MEMORY naming `what`.
     virtual Buffer buffer(size_t n_bytes, const char* what) const = 0;

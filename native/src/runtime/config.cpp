@@ -110,7 +110,8 @@ SelectConfig resolve_method(const Model& model, const fasa_method_params& p, con
     c.n_sink = p.n_sink;
     c.n_recent = p.n_recent;
     c.dense_layers = p.dense_layers;
-    c.dense_below = p.dense_below < 0 ? model.device->break_even() : p.dense_below;
+    const uint64_t kv_bytes = sizeof(uint16_t) * 2 * static_cast<uint64_t>(model.h.n_head_kv) * model.h.head_dim;
+    c.dense_below = p.dense_below < 0 ? model.device->break_even(kv_bytes) : p.dense_below;
     c.page = p.page;
     c.chunks_per_head = p.chunks_per_head;
     c.tokens_per_head = p.tokens_per_head;

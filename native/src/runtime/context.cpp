@@ -169,16 +169,18 @@ void Context::set_method(const fasa_method_params& params) {
              "host");
     }
     const SelectConfig before = std::exchange(config_.select, asked);
-    const SparsityCounts counts = sparsity_->counts;
+    std::unique_ptr<Sparsity> old = std::move(sparsity_);
     try {
         make_sparsity();
+        sparsity_->counts = old->counts;
+        ops_->forget_runs();
+        keep_runs();
     } catch (...) {
+        sparsity_ = std::move(old);
         config_.select = before;
+        ops_->forget_runs();
         throw;
     }
-    sparsity_->counts = counts;
-    ops_->forget_runs();
-    keep_runs();
 }
 
 fasa_stats Context::stats() const {

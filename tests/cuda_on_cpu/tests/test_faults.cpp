@@ -1,4 +1,5 @@
 // What the emulation must find.
+#include <sys/mman.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -51,6 +52,34 @@ TEST(on_cpu_deadlocks) {
     launch({"never", 1, 32, 0, nullptr, true}, never_waits);
     CHECK_THROWS(wait(), FASA_ERROR_DEVICE, "kernel never", "never waits");
     wait();
+}
+
+TEST(on_cpu_pinned_memory_is_refused) {
+    setenv("FASA_ON_CPU_LOCK_LIMIT", "1000", 1);
+    CHECK_THROWS(PinnedBuffer(PinnedBuffer::large_bytes, "rows"), FASA_ERROR_MEMORY, "rows: 67108864 bytes",
+                 "page-locked", "MiB of the host's memory are available", "kv=\"device\"");
+    unsetenv("FASA_ON_CPU_LOCK_LIMIT");
+    const PinnedBuffer memory(PinnedBuffer::large_bytes, "rows");
+    CHECK(memory.data() != nullptr);
+}
+
+// A child lacks large page-locked memory, and lets go of it without touching what is at its addresses by then.
+TEST(on_cpu_pinned_memory_and_fork) {
+    PinnedBuffer memory(PinnedBuffer::large_bytes, "rows", 2);
+    const pid_t child = fork();
+    if (child == 0) {
+        void* other = mmap(memory.data(), memory.n_bytes(), PROT_READ | PROT_WRITE,
+                           MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
+        bool good = other == memory.data();
+        if (good) *static_cast<volatile char*>(other) = 7;
+        memory = PinnedBuffer();
+        good = good && *static_cast<volatile char*>(other) == 7;
+        _exit(good ? 0 : 1);
+    }
+    int status = -1;
+    CHECK(waitpid(child, &status, 0) == child);
+    CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+    static_cast<char*>(memory.data())[100] = 1;
 }
 
 // Two blocks; block 0 waits for n_bytes, while block 1 sends it 8, or it sends them itself and ends.

@@ -252,6 +252,7 @@ TEST(cuda_attend_best_of_shapes) {
 TEST(cuda_attend_best_once) {
     Lab lab({128, 16, 2, 1, 1, 1500, 4});
     CHECK(lab.check(1500, {64, 4, 32}, 1500) == 0);
+    CHECK(lab.check_cached(2, 300, {64, 4, 32}).hit > 0);
 }
 
 TEST(cuda_attend_best_of_any_scores) {

@@ -239,7 +239,7 @@ class CpuDevice final : public Device {
                (n_threads_ == 1 ? " thread)" : " threads)");
     }
     int n_threads() const override { return n_threads_; }
-    int32_t break_even() const override { return 512; }
+    int32_t break_even(uint64_t) const override { return 512; }
     Buffer buffer(size_t n_bytes, const char* what) const override { return {n_bytes, what}; }
     Buffer host_buffer(size_t n_bytes, const char* what) const override { return {n_bytes, what}; }
     void copy(void* to, const void* from, size_t n_bytes) const override {

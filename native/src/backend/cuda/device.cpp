@@ -20,6 +20,20 @@ constexpr size_t staging_bytes = size_t{32} << 20;  // weights on their way to t
 constexpr size_t least_staging_bytes = size_t{1} << 20;
 constexpr int least_capability = 75;
 
+// The time that a sparse layer takes more than a dense one, reading left out, as measured on an H200
+// (docs/performance.md), and the share of the KV cache's bytes that it need not read: its dominant dims are an eighth.
+// So it pays early where reading takes long, and never later than was measured.
+constexpr double extra_s = 7.3e-6, spared_share = 7.0 / 8;
+constexpr int32_t break_even_max = 8192;
+constexpr double copy_share = 0.82;  // of the memory's bandwidth that kernels reach
+
+double bandwidth_of(int index) {
+    int kilohertz = 0, bits = 0;
+    check(cudaDeviceGetAttribute(&kilohertz, cudaDevAttrMemoryClockRate, index), "asking for the memory's clock");
+    check(cudaDeviceGetAttribute(&bits, cudaDevAttrGlobalMemoryBusWidth, index), "asking for the memory's bus");
+    return copy_share * 2e3 * kilohertz * bits / 8;  // two transfers a cycle
+}
+
 GpuInfo gpu_info(int index, const cudaDeviceProp& properties) {
     return {index, properties.multiProcessorCount, properties.sharedMemPerBlockOptin};
 }
@@ -27,16 +41,21 @@ GpuInfo gpu_info(int index, const cudaDeviceProp& properties) {
 // What is the same whether the GPU is there or not.
 class Gpu : public Device {
    public:
-    Gpu(int n_threads, const GpuInfo& gpu, uint64_t context_bytes, std::string name)
+    Gpu(int n_threads, const GpuInfo& gpu, uint64_t context_bytes, std::string name, double bytes_a_second = 0)
         : gpu_(gpu),
           context_bytes_(context_bytes),
+          bytes_a_second_(bytes_a_second),
           n_threads_(n_threads > 0 ? n_threads : processor().n_cores),
           name_(std::move(name)) {}
 
     std::string name() const override { return name_; }
     int n_threads() const override { return n_threads_; }
     bool has_own_memory() const override { return true; }
-    int32_t break_even() const override { return 8192; }  // as measured: docs/performance.md
+    int32_t break_even(uint64_t kv_bytes) const override {
+        if (bytes_a_second_ == 0) return break_even_max;
+        const double spared_s = spared_share * static_cast<double>(kv_bytes) / bytes_a_second_;  // a position
+        return static_cast<int32_t>(std::min(extra_s / spared_s, double{break_even_max}));
+    }
     uint64_t system_bytes() const override { return context_bytes_ + code_bytes; }
     size_t weight_bytes(const WeightView& w) const override {
         return static_cast<size_t>(w.n_out) * device_row_bytes(w.dtype, w.n_in);
@@ -48,6 +67,7 @@ class Gpu : public Device {
     const uint64_t context_bytes_;
 
    private:
+    double bytes_a_second_;  // of the memory; 0: unknown
     int n_threads_;
     std::string name_;
 };
@@ -56,7 +76,7 @@ class CudaDevice final : public Gpu {
    public:
     CudaDevice(int index, const cudaDeviceProp& properties, int n_threads, uint64_t memory_max)
         : Gpu(n_threads, gpu_info(index, properties), start_context(index),
-              "cuda:" + std::to_string(index) + " (" + properties.name + ")"),
+              "cuda:" + std::to_string(index) + " (" + properties.name + ")", bandwidth_of(index)),
           memory_max_(memory_max),
           account_(std::make_shared<Account>(buffers_max())) {}
 
@@ -82,7 +102,7 @@ class CudaDevice final : public Gpu {
     Buffer host_buffer(size_t n_bytes, const char* what) const override {
         if (n_bytes == 0) return {};
         use();
-        auto memory = std::make_shared<PinnedBuffer>(n_bytes, what);
+        auto memory = std::make_shared<PinnedBuffer>(n_bytes, what, n_threads());
         return {memory->data(), n_bytes, [memory](void*, size_t) mutable { memory.reset(); }};
     }
 
@@ -209,7 +229,6 @@ std::unique_ptr<Device> make_cuda_device(int index, int n_threads, uint64_t memo
              "GPU %d (%s) has compute capability %d.%d; 7.5 or newer is needed: use device=\"cpu\"", index,
              properties.name, properties.major, properties.minor);
     }
-    cuda::check(cudaSetDevice(index), "choosing the GPU");
     return std::make_unique<cuda::CudaDevice>(index, properties, n_threads, memory_max);
 }
 

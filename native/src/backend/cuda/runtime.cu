@@ -1,6 +1,8 @@
 #include "backend/cuda/runtime.h"
 
 #include <sys/mman.h>
+#include <sys/resource.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cstdlib>
@@ -106,57 +108,78 @@ DeviceBuffer::DeviceBuffer(size_t n_bytes, const char* what, std::shared_ptr<Acc
 
 namespace {
 
-// Whether kernels reach memory that was page-locked after it was taken, and by the same addresses as the host.
+// Whether memory can be page-locked after it was taken, and kernels reach it by the same addresses as the host.
 bool reaches_registered() {
-    int device = 0, reaches = 0;
+    int device = 0;
     check(cudaGetDevice(&device), "asking for the GPU in use");
-    check(cudaDeviceGetAttribute(&reaches, cudaDevAttrCanUseHostPointerForRegisteredMem, device),
-          "asking how the GPU reaches host memory");
-    return reaches != 0;
+    const auto has = [&](cudaDeviceAttr attribute) {
+        int value = 0;
+        check(cudaDeviceGetAttribute(&value, attribute, device), "asking how the GPU reaches host memory");
+        return value != 0;
+    };
+    return has(cudaDevAttrHostRegisterSupported) && has(cudaDevAttrCanUseHostPointerForRegisteredMem);
+}
+
+[[noreturn]] void refuse_pinned(size_t n_bytes, const char* what, const char* reason) {
+    constexpr auto mib = [](uint64_t bytes) { return static_cast<double>(bytes) / 0x1p20; };
+    rlimit lock = {};
+    const bool limited = getrlimit(RLIMIT_MEMLOCK, &lock) == 0 && lock.rlim_cur != RLIM_INFINITY;
+    const std::string limit =
+        limited ? ", and a process may lock " + std::to_string(lock.rlim_cur >> 10) + " KiB (ulimit -l)" : "";
+    fail(FASA_ERROR_MEMORY,
+         "%s: %zu bytes of page-locked host memory were refused (%s); %.1f MiB of the host's memory are available%s: "
+         "choose a smaller n_ctx, or keep the KV cache on the device (kv=\"device\")",
+         what, n_bytes, reason, mib(memory_available()), limit.c_str());
+}
+
+// What a system says that will not lock so many pages, or none.
+bool is_refusal(cudaError_t status) {
+    return status == cudaErrorMemoryAllocation || status == cudaErrorOperatingSystem ||
+           status == cudaErrorNotPermitted || status == cudaErrorNotSupported;
 }
 
 // Zeroed memory that is all there, in huge pages where the system has them. Several threads touch it first, which page-
 // locking would do with one.
-Buffer present_pages(size_t n_bytes, const char* what) {
+Buffer present_pages(size_t n_bytes, const char* what, int n_threads) {
     constexpr size_t part_bytes = size_t{32} << 20, page_bytes = 4096;
     constexpr int n_threads_max = 16;  // more would wait for memory
     // To touch more than there is ends the process.
-    if (const uint64_t available = memory_available(); n_bytes > available) {
-        fail(FASA_ERROR_MEMORY, "%s: %zu bytes of page-locked host memory needed, %llu available", what, n_bytes,
-             static_cast<unsigned long long>(available));
-    }
-    Buffer pages(n_bytes, what);
+    if (n_bytes > memory_available()) refuse_pinned(n_bytes, what, "more than there is");
+    auto pages = std::make_shared<Buffer>(n_bytes, what);
+    auto* bytes = static_cast<volatile uint8_t*>(pages->data());
 #ifdef MADV_DONTFORK
     // A process that forks would have to copy page-locked pages at once, and its child could not use them.
-    madvise(pages.data(), n_bytes, MADV_DONTFORK);
+    madvise(pages->data(), n_bytes, MADV_DONTFORK);
 #endif
-    Team team(std::min(processor().n_cores, n_threads_max));
+    Team team(std::min(n_threads, n_threads_max));
     team.run(static_cast<int64_t>((n_bytes + part_bytes - 1) / part_bytes), [&](int64_t part, int) {
         const size_t first = static_cast<size_t>(part) * part_bytes;
-        for (size_t at = first; at < std::min(first + part_bytes, n_bytes); at += page_bytes) {
-            static_cast<volatile uint8_t*>(pages.data())[at] = 0;
-        }
+        for (size_t at = first; at < std::min(first + part_bytes, n_bytes); at += page_bytes) bytes[at] = 0;
     });
-    return pages;
+    // A forked child does not have them: others may be at their addresses there by now, which are not to be unmapped.
+    return {pages->data(), n_bytes, [pages, owner = getpid()](void*, size_t) mutable {
+                if (getpid() != owner) new std::shared_ptr<Buffer>(pages);
+                pages.reset();
+            }};
 }
 
 }  // namespace
 
-PinnedBuffer::PinnedBuffer(size_t n_bytes, const char* what) {
+PinnedBuffer::PinnedBuffer(size_t n_bytes, const char* what, int n_threads) {
     if (n_bytes == 0) return;
     const bool is_large = n_bytes >= large_bytes && reaches_registered();
     void* p = nullptr;
     cudaError_t status = cudaSuccess;
     if (is_large) {
-        pages_ = present_pages(n_bytes, what);
+        pages_ = present_pages(n_bytes, what, n_threads);
         p = pages_.data();
         status = cudaHostRegister(p, n_bytes, cudaHostRegisterMapped | cudaHostRegisterPortable);
     } else {
         status = cudaHostAlloc(&p, n_bytes, cudaHostAllocMapped | cudaHostAllocPortable);
     }
-    if (status == cudaErrorMemoryAllocation) {
+    if (is_refusal(status)) {
         cudaGetLastError();
-        fail(FASA_ERROR_MEMORY, "%s: %zu bytes of page-locked host memory refused", what, n_bytes);
+        refuse_pinned(n_bytes, what, cudaGetErrorString(status));
     }
     check(status, what);
     if (is_large) {

@@ -64,8 +64,8 @@ class PinnedBuffer {
     static constexpr size_t large_bytes = size_t{64} << 20;
 
     PinnedBuffer() = default;
-    // Throws Error(MEMORY) naming `what` and the size.
-    PinnedBuffer(size_t n_bytes, const char* what);
+    // n_threads: that touch a large one. Throws Error(MEMORY) naming `what`, the size and what there is.
+    PinnedBuffer(size_t n_bytes, const char* what, int n_threads = 1);
 
     void* data() const { return pinned_.data(); }
     void* on_device() const { return on_device_; }  // the same memory, as kernels address it

@@ -56,12 +56,18 @@ class Nvml {
 // Beyond these, other processes came or went meanwhile.
 constexpr uint64_t least_context = uint64_t{32} << 20, largest_context = uint64_t{1} << 30;
 
+// Since CUDA 12 the first line makes the context already.
+void start(int index) {
+    check(cudaSetDevice(index), "choosing the GPU");
+    check(cudaFree(nullptr), "starting the GPU");
+}
+
 uint64_t measure_context(int index) {
     char id[32] = {};
     const Nvml nvml;
     const bool known = cudaDeviceGetPCIBusId(id, sizeof id, index) == cudaSuccess;
     const uint64_t before = known ? nvml.in_use(id) : 0;
-    check(cudaFree(nullptr), "starting the GPU");
+    start(index);
     const uint64_t after = before > 0 ? nvml.in_use(id) : 0;
     const bool plausible = after >= before + least_context && after <= before + largest_context;
     return before > 0 && plausible ? after - before : context_bytes_assumed;
@@ -75,7 +81,7 @@ uint64_t start_context(int index) {
     const std::lock_guard lock(mutex);
     const auto found = known.find(index);
     if (found == known.end()) return known[index] = measure_context(index);
-    check(cudaFree(nullptr), "starting the GPU");
+    start(index);
     return found->second;
 }
 
