@@ -64,7 +64,7 @@ sanitize: $(VENV)/installed-test  ## run the tests under the address and undefin
 	cmake --build $(SANITIZED) --target fasa fasa_tests
 	$(SANITIZED)/$(NATIVE_TESTS)
 	export LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)"; \
-	  export ASAN_OPTIONS=detect_leaks=0 FASA_LIBRARY=$(abspath $(SANITIZED)/libfasa.so); $(PYTEST) -m "not slow" -n auto $(PYTEST_ARGS)
+	  export ASAN_OPTIONS=detect_leaks=0 FASA_LIBRARY=$(abspath $(SANITIZED)/libfasa.so); $(PYTEST) -m "not slow and not alone" -n auto $(PYTEST_ARGS)
 
 build: $(VENV)/installed  ## build the engine and install the package into .venv
 

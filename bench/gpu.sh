@@ -138,7 +138,7 @@ step_fidelity() {
 
 # Runs the sanitizer given on tests by name, several processes at a time: the references are computed on the CPU.
 sanitized() {
-    local tool=$1 n=$(($(nproc) > 8 ? $(nproc) / 2 : 4)) i failed=0 processes=()
+    local tool=$1 n=$(($(nproc) >= 16 ? 8 : 4)) i failed=0 processes=()
     shift
     local names=("$@")
     for ((i = 0; i < n && i < ${#names[@]}; i++)); do
@@ -178,7 +178,7 @@ step_sanitize() {
     # racecheck cannot run the kernels of cuBLAS on an H200 ("The Sanitizer failed to handle a hardware exception"), and
     # takes very long where clusters wait for mail: attend_best_once has a little of that.
     local for_racecheck
-    mapfile -t for_racecheck < <(printf '%s\n' "${names[@]}" | grep -vE '^cuda_prefill_|attend_best_(of_shapes|with_a_cache)')
+    mapfile -t for_racecheck < <(printf '%s\n' "${names[@]}" | grep -vE '^cuda_prefill_|attend_best_(of|with)_')
     local memcheck=clean racecheck=clean
     sanitized memcheck "${names[@]}" || memcheck='NOT CLEAN or out of time'
     ((${#for_racecheck[@]} == 0)) || sanitized racecheck "${for_racecheck[@]}" || racecheck='NOT CLEAN or out of time'

@@ -2,13 +2,17 @@
 
     python bench/predict_cards.py [--depth 131072]
 
-Llama-3.1-8B's shape, Q4_K_M, FASA with no dense layer, 16 of 64 chunks, 256 positions for each of 8 KV heads. A step
-takes the bytes that it reads from the card's memory at 90 % of the memory's bandwidth, FIXED_S of what is not reading
-(what a step at an empty context takes on an H200 beyond its bytes), and its rows from host memory at PCIE_SHARE of the
-bus, which is what an H200 reached on PCIe 5 while it remembered the rows' pages, but ROW_S a row at least, as one took
-there whose page had to be found (bench/host_memory.cu). Rows found in the cache on the device do not cross the bus: FOUND
-of them, as on the text of novels at 16,384 positions (bench/gpu_fidelity.py). What a card's memory cannot
-hold, by the plan of bench/gpu_models.py with CUDA's own part and FREE_GIB left to others, is "-".
+Llama-3.1-8B's shape, Q4_K_M, FASA with no dense layer, 16 of 64 chunks, 256 positions for each of 8 KV heads. A
+step takes the bytes that it reads from the card's memory at MEMORY_SHARE of the memory's bandwidth, FIXED_S for
+what is not reading (what a step at an empty context takes on an H200 beyond its bytes), and SPARSE_S a sparse
+layer, as there. Its rows come from host memory at PCIE_SHARE of the bus, which is what an H200 reached on PCIe 5
+while it remembered the rows' pages, but each takes ROW_S at least, as one took there whose page had to be found
+(bench/host_memory.cu). Rows found in the cache on the device do not cross the bus: FOUND of them, which is what the
+embedded model found along novels at 16,384 positions (bench/gpu_fidelity.py); it found more at shorter contexts,
+and longer ones will find fewer.
+
+What a card's memory cannot hold, by the plan of bench/gpu_models.py with CUDA's own part and FREE_GIB left to
+others, is "-". The last row is the GPU that all this comes from, to be held against what was measured there.
 """
 
 from __future__ import annotations
@@ -20,9 +24,9 @@ N_LAYER, N_HEAD_KV, HEAD_DIM, N_FAC, N_DOM = 32, 8, 128, 256, 32
 WEIGHT_BYTES = 4_620_607_744  # read by a step, without the embedding's other rows
 DOM_BYTES = {"f16": 2 * N_DOM, "int8": N_DOM + 2, "q4": N_DOM // 2 + 2}  # of a position and KV head
 ROW_BYTES = {"f16": 2 * (2 * HEAD_DIM - N_DOM), "int8": 4 * HEAD_DIM, "q4": 4 * HEAD_DIM}
-MEMORY_SHARE, PCIE_SHARE, FIXED_S, FOUND, ROW_S = 0.9, 0.66, 0.7e-3, 0.83, 46e-6 / 2048
+MEMORY_SHARE, PCIE_SHARE, FIXED_S, SPARSE_S, FOUND, ROW_S = 0.84, 0.66, 0.7e-3, 7.3e-6, 0.83, 46e-6 / 2048
 OTHER_BYTES = (7406.1 - 2048.8 + 643) * 2**20  # weights, scratch and CUDA's own, as planned
-CACHE_BYTES = N_LAYER * N_HEAD_KV * 4 * N_FAC * (ROW_BYTES["f16"] + 16)  # rows, and what tells them apart
+CACHE_ROWS = N_LAYER * N_HEAD_KV * 4 * N_FAC
 FREE_GIB = 0.5
 
 
@@ -41,6 +45,7 @@ CARDS = [
     Card("RTX 4080", 16, 717, 31.5),
     Card("RTX 3090", 24, 936, 31.5),
     Card("RTX 4090", 24, 1008, 31.5),
+    Card("H200", 141, 4800, 63),
 ]
 
 
@@ -48,12 +53,12 @@ def step_s(card: Card, depth: int, k_dom: str | None, found: float = 1.0) -> flo
     """Seconds of a step; k_dom None: full attention, everything on the card; found: rows that do not cross the bus."""
     n_head = N_LAYER * N_HEAD_KV
     if k_dom is None:
-        n_bytes, rows_s = depth * n_head * 4 * HEAD_DIM, 0.0
+        n_bytes, sparse_s = depth * n_head * 4 * HEAD_DIM, 0.0
     else:
         n_bytes = n_head * (depth * DOM_BYTES[k_dom] + N_FAC * ROW_BYTES[k_dom])
         row_s = max(ROW_BYTES[k_dom] / (PCIE_SHARE * card.pcie_gb_s * 1e9), ROW_S)
-        rows_s = (1 - found) * n_head * N_FAC * row_s
-    return (WEIGHT_BYTES + n_bytes) / (MEMORY_SHARE * card.gb_s * 1e9) + rows_s + FIXED_S
+        sparse_s = N_LAYER * SPARSE_S + (1 - found) * n_head * N_FAC * row_s
+    return (WEIGHT_BYTES + n_bytes) / (MEMORY_SHARE * card.gb_s * 1e9) + sparse_s + FIXED_S
 
 
 def speed(card: Card, depth: int, k_dom: str | None, found: float, n_bytes: float) -> str:
@@ -74,7 +79,12 @@ def main() -> None:
         for k_dom, dom_bytes in DOM_BYTES.items():
             dom = n_head * depth * dom_bytes
             cells.append(
-                " / ".join((speed(card, depth, k_dom, 0, dom), speed(card, depth, k_dom, FOUND, dom + CACHE_BYTES)))
+                " / ".join(
+                    (
+                        speed(card, depth, k_dom, 0, dom),
+                        speed(card, depth, k_dom, FOUND, dom + CACHE_ROWS * (ROW_BYTES[k_dom] + 16)),
+                    )
+                )
             )
         cells += [speed(card, depth, k_dom, 1, whole) for k_dom in ("f16", None)]
         print(f"| {card.name}, {card.gib} GB, {card.gb_s:.0f} GB/s | {' | '.join(cells)} |")

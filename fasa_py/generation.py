@@ -70,23 +70,25 @@ class Sparsity:
     ``layers_sparse`` is 0 when the method did not engage: full attention, or a context too short for it.
     """
 
-    n_steps: int  # decode steps; the first token drawn needs none
-    layers_sparse: int  # layer passes that attended to selected tokens
-    layers_dense: int  # layer passes that attended to all
-    tokens_selected: int  # in sparse layer passes, of every list: one a KV head, or one a query head
-    key_bytes: int  # read of the KV cache, by selection and attention
-    value_bytes: int
-    rows_hit: int  # FASA-M: rows of host memory that were found in the cache of rows on the device
-    rows_missed: int  # and those that were read from host memory
-    pcie_bytes: int  # of rows between host and device, written ones included; 0 where all is on the device
+    n_steps: int = 0  # decode steps; the first token drawn needs none
+    layers_sparse: int = 0  # layer passes that attended to selected tokens
+    layers_dense: int = 0  # layer passes that attended to all
+    tokens_selected: int = 0  # in sparse layer passes, of every list: one a KV head, or one a query head
+    key_bytes: int = 0  # read of the KV cache, by selection and attention
+    value_bytes: int = 0
+    # Of a KV cache split between device and host; 0 where all is on the device.
+    rows_hit: int = 0  # rows attended to that the device's cache of rows had
+    rows_missed: int = 0  # and those that were read from host memory
+    pcie_bytes: int = 0  # of rows that crossed the bus, new ones on their way to host memory included
 
     @property
     def hit_rate(self) -> float:
-        """Share of the rows in host memory that were found on the device; 0 where none were asked for."""
+        """Share of the rows attended to that the device's cache of rows had; 0 where nothing is in host memory."""
         return self.rows_hit / max(1, self.rows_hit + self.rows_missed)
 
     @property
     def pcie_bytes_per_step(self) -> float:
+        """Bytes of rows that crossed the bus."""
         return self.pcie_bytes / max(1, self.n_steps)
 
     @property
@@ -214,7 +216,7 @@ class Generation:
         self._n_decoded = 0
         self._prefill_s = 0.0
         self._decode_s = 0.0
-        self._sparsity = Sparsity(0, 0, 0, 0, 0, 0, 0, 0, 0)
+        self._sparsity = Sparsity()
         self._finish_reason = "cancelled"
 
     def pieces(self) -> Generator[Piece, None, None]:

@@ -186,7 +186,7 @@ def attention(llm: Llama, sparsity: Sparsity) -> str:
         f"{size(sparsity.kv_bytes_per_step)} of KV cache read"
     )
     if sparsity.pcie_bytes:
-        text += f", {size(sparsity.pcie_bytes_per_step)} over the bus, {sparsity.hit_rate:.0%} of its rows found"
+        text += f", {size(sparsity.pcie_bytes_per_step)} over the bus; {sparsity.hit_rate:.0%} of rows were on the GPU"
     return text
 
 

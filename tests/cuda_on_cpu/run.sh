@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The CUDA backend on a machine without a GPU: compiles it for one architecture if there is nvcc, then runs its kernels on
+# The CUDA backend on a machine without a GPU: compiles it for two architectures if there is nvcc, then runs its kernels on
 # the CPU, in the tests of its ops and in a few of the Python tests. (With a GPU: bench/gpu.sh.)
 #
 #   tests/cuda_on_cpu/run.sh [BUILD]    (default build/cuda-on-cpu; needs cmake, ninja, python3 with pytest, cffi and gguf)
@@ -10,7 +10,7 @@ cd "$(dirname "$0")/../.."
 build=$(realpath -m "${1:-build/cuda-on-cpu}")
 read -ra cmake_args <<<"${CMAKE_ARGS:-}"
 
-# The oldest that is supported, and 90, which has all of the kernels' paths.
+# The oldest that is supported, and 90, which has what older ones lack.
 if command -v nvcc >/dev/null || [[ -x /usr/local/cuda/bin/nvcc ]]; then
     cmake -S . -B "$build-nvcc" -G Ninja "${cmake_args[@]}" -DFASA_CUDA=ON \
         -DCMAKE_CUDA_ARCHITECTURES="${CUDA_ARCHITECTURES:-75;90}"

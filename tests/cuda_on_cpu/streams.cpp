@@ -178,9 +178,13 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int dev
         case cudaDevAttrComputeCapabilityMinor:
             *value = properties.minor;
             return cudaSuccess;
-        case cudaDevAttrMemoryClockRate:  // unknown
+        case cudaDevAttrMemoryClockRate: {  // 0: unknown
+            const char* clock = std::getenv("FASA_ON_CPU_CLOCK");
+            *value = clock ? std::atoi(clock) : 0;
+            return cudaSuccess;
+        }
         case cudaDevAttrGlobalMemoryBusWidth:
-            *value = 0;
+            *value = 128;
             return cudaSuccess;
         case cudaDevAttrCanUseHostPointerForRegisteredMem:
         case cudaDevAttrHostRegisterSupported:

@@ -264,12 +264,44 @@ def test_the_rest_of_the_cache_goes_to_the_host_where_it_does_not_fit(tiny_path:
             s = result.sparsity
             assert (s.rows_missed > 0) == (s.pcie_bytes_per_step > 0) == (kv == "split")
             assert s.hit_rate == s.rows_hit == 0
-            assert ("over the bus, 0% of its rows found" in attention(llm, s)) == (kv == "split")
+            assert ("over the bus; 0% of rows were on the GPU" in attention(llm, s)) == (kv == "split")
     assert len(set(answers)) == 1
     p = fasa_py.plan(tiny_path, vram=split - 1, **options)
     assert (p.fits, p.device_missing) == (False, 1)
     with pytest.raises(fasa_py.OutOfMemoryError, match=r" 1 bytes are missing; n_ctx = \d+ would fit"):
         fasa_py.Llama(tiny_path, vram=split - 1, **options)
+
+
+@pytest.mark.gpu
+def test_a_method_whose_tables_do_not_fit_is_not_taken(tiny_path: Path) -> None:
+    options: dict[str, Any] = {"device": "cuda", "n_ctx": 4000, "method": "full"}
+    vram = fasa_py.plan(tiny_path, **options).device_bytes
+    with fasa_py.Llama(tiny_path, vram=vram, **options) as llm:
+        before = llm.generate("abc" * 20, max_tokens=5, temperature=0).text
+        with pytest.raises(fasa_py.OutOfMemoryError):
+            llm.set_method("quest")
+        assert llm.method.name == "full"
+        llm.reset()
+        assert llm.generate("abc" * 20, max_tokens=5, temperature=0).text == before
+
+
+_BREAK_EVEN = """
+import sys
+import fasa_py
+print(fasa_py.Llama(sys.argv[1], device="cuda", n_ctx=64).method.dense_below)
+"""
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not EMULATED, reason="only the emulated GPU can have memory of any clock")
+def test_slow_memory_makes_sparse_steps_pay_early(tiny_path: Path) -> None:
+    with fasa_py.Llama(tiny_path, device="cpu", n_ctx=64) as llm:
+        kv_bytes = 4 * llm.info.n_head_kv * llm.info.head_dim
+    for clock in (2_000_000, 20_000_000):
+        bandwidth = 0.82 * 2000 * clock * 128 / 8
+        expected = min(8192, int(7.3e-6 * bandwidth / (7 / 8 * kv_bytes)))
+        assert _python(_BREAK_EVEN, tiny_path, FASA_ON_CPU_CLOCK=str(clock)) == [str(expected)]
+    assert _python(_BREAK_EVEN, tiny_path) == ["8192"]
 
 
 @pytest.mark.gpu

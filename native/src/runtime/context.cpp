@@ -125,7 +125,7 @@ Context::Context(std::shared_ptr<const Model> model, const fasa_context_params& 
     const HostScratch host = host_scratch(*model_, config_, host_memory_.data());
     logits_ = host.logits;
     history_ = host.history;
-    make_sparsity();
+    sparsity_ = make_sparsity(config_.select);
     for_each_matrix(*model_, [&](const WeightView& w) { ops_->prepare(w); });
     keep_runs();
 }
@@ -152,10 +152,9 @@ void Context::step(Rows rows) {
     output_logits(*model_, *ops_, activations_, 0, 1, logits_);
 }
 
-void Context::make_sparsity() {
-    sparsity_ =
-        std::make_unique<Sparsity>(SelectorSetup{config_.select, select_shape(model_->h, config_), config_.table.get(),
-                                                 kv_.order(), *model_->device, *ops_, select_scratch_});
+std::unique_ptr<Sparsity> Context::make_sparsity(const SelectConfig& select) {
+    return std::make_unique<Sparsity>(SelectorSetup{select, select_shape(model_->h, config_), config_.table.get(),
+                                                    kv_.order(), *model_->device, *ops_, select_scratch_});
 }
 
 void Context::set_method(const fasa_method_params& params) {
@@ -168,15 +167,15 @@ void Context::set_method(const fasa_method_params& params) {
              "dominant sets per query head need whole keys on the device, but this cache is split between device and "
              "host");
     }
+    std::unique_ptr<Sparsity> sparsity = make_sparsity(asked);
+    sparsity->counts = sparsity_->counts;
+    std::swap(sparsity_, sparsity);
     const SelectConfig before = std::exchange(config_.select, asked);
-    std::unique_ptr<Sparsity> old = std::move(sparsity_);
+    ops_->forget_runs();
     try {
-        make_sparsity();
-        sparsity_->counts = old->counts;
-        ops_->forget_runs();
         keep_runs();
     } catch (...) {
-        sparsity_ = std::move(old);
+        std::swap(sparsity_, sparsity);
         config_.select = before;
         ops_->forget_runs();
         throw;

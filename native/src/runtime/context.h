@@ -60,7 +60,7 @@ class Context {
     class CancelPoll;
     class SparseHook;
 
-    void make_sparsity();
+    std::unique_ptr<Sparsity> make_sparsity(const SelectConfig& select);
     void check_seq(int32_t seq) const;
     void check_tokens(int32_t seq, std::span<const int32_t> tokens) const;
     // Runs one batch and appends it to its sequence. The hidden states stay in activations_.x.

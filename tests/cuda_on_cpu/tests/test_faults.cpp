@@ -57,7 +57,7 @@ TEST(on_cpu_deadlocks) {
 TEST(on_cpu_pinned_memory_is_refused) {
     setenv("FASA_ON_CPU_LOCK_LIMIT", "1000", 1);
     CHECK_THROWS(PinnedBuffer(PinnedBuffer::large_bytes, "rows"), FASA_ERROR_MEMORY, "rows: 67108864 bytes",
-                 "page-locked", "MiB of the host's memory are available", "kv=\"device\"");
+                 "page-locked", "MiB of the host's memory are available", "ask for less");
     unsetenv("FASA_ON_CPU_LOCK_LIMIT");
     const PinnedBuffer memory(PinnedBuffer::large_bytes, "rows");
     CHECK(memory.data() != nullptr);
@@ -67,6 +67,7 @@ TEST(on_cpu_pinned_memory_is_refused) {
 TEST(on_cpu_pinned_memory_and_fork) {
     PinnedBuffer memory(PinnedBuffer::large_bytes, "rows", 2);
     const pid_t child = fork();
+    CHECK(child >= 0);
     if (child == 0) {
         void* other = mmap(memory.data(), memory.n_bytes(), PROT_READ | PROT_WRITE,
                            MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);

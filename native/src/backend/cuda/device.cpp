@@ -20,18 +20,29 @@ constexpr size_t staging_bytes = size_t{32} << 20;  // weights on their way to t
 constexpr size_t least_staging_bytes = size_t{1} << 20;
 constexpr int least_capability = 75;
 
-// The time that a sparse layer takes more than a dense one, reading left out, as measured on an H200
-// (docs/performance.md), and the share of the KV cache's bytes that it need not read: its dominant dims are an eighth.
-// So it pays early where reading takes long, and never later than was measured.
-constexpr double extra_s = 7.3e-6, spared_share = 7.0 / 8;
+// Where sparse layers begin to pay: on an H200 at 8,192 positions of 4 KiB, as measured (docs/performance.md). So much
+// longer a sparse layer takes there than a dense one when reading is left out; it spares seven eighths of the bytes.
+// Where reading takes longer it pays earlier, never later than that; without clusters, in three kernels instead of
+// two, so much longer is an estimate.
 constexpr int32_t break_even_max = 8192;
+constexpr double extra_s = 7.3e-6, extra_without_clusters_s = 15e-6, spared_share = 7.0 / 8;
 constexpr double copy_share = 0.82;  // of the memory's bandwidth that kernels reach
 
+// 0: unknown.
 double bandwidth_of(int index) {
     int kilohertz = 0, bits = 0;
-    check(cudaDeviceGetAttribute(&kilohertz, cudaDevAttrMemoryClockRate, index), "asking for the memory's clock");
-    check(cudaDeviceGetAttribute(&bits, cudaDevAttrGlobalMemoryBusWidth, index), "asking for the memory's bus");
+    if (cudaDeviceGetAttribute(&kilohertz, cudaDevAttrMemoryClockRate, index) != cudaSuccess ||
+        cudaDeviceGetAttribute(&bits, cudaDevAttrGlobalMemoryBusWidth, index) != cudaSuccess) {
+        cudaGetLastError();
+        return 0;
+    }
     return copy_share * 2e3 * kilohertz * bits / 8;  // two transfers a cycle
+}
+
+// Of a layer's KV cache: with so many, sparse attention takes as long as dense.
+double break_even_bytes(int index, const cudaDeviceProp& properties) {
+    const double extra = properties.major >= 9 ? extra_s : extra_without_clusters_s;
+    return extra * bandwidth_of(index) / spared_share;
 }
 
 GpuInfo gpu_info(int index, const cudaDeviceProp& properties) {
@@ -41,10 +52,10 @@ GpuInfo gpu_info(int index, const cudaDeviceProp& properties) {
 // What is the same whether the GPU is there or not.
 class Gpu : public Device {
    public:
-    Gpu(int n_threads, const GpuInfo& gpu, uint64_t context_bytes, std::string name, double bytes_a_second = 0)
+    Gpu(int n_threads, const GpuInfo& gpu, uint64_t context_bytes, std::string name, double break_even_bytes = 0)
         : gpu_(gpu),
           context_bytes_(context_bytes),
-          bytes_a_second_(bytes_a_second),
+          break_even_bytes_(break_even_bytes),
           n_threads_(n_threads > 0 ? n_threads : processor().n_cores),
           name_(std::move(name)) {}
 
@@ -52,9 +63,9 @@ class Gpu : public Device {
     int n_threads() const override { return n_threads_; }
     bool has_own_memory() const override { return true; }
     int32_t break_even(uint64_t kv_bytes) const override {
-        if (bytes_a_second_ == 0) return break_even_max;
-        const double spared_s = spared_share * static_cast<double>(kv_bytes) / bytes_a_second_;  // a position
-        return static_cast<int32_t>(std::min(extra_s / spared_s, double{break_even_max}));
+        if (break_even_bytes_ == 0) return break_even_max;
+        return static_cast<int32_t>(
+            std::min(break_even_bytes_ / static_cast<double>(kv_bytes), double{break_even_max}));
     }
     uint64_t system_bytes() const override { return context_bytes_ + code_bytes; }
     size_t weight_bytes(const WeightView& w) const override {
@@ -67,7 +78,7 @@ class Gpu : public Device {
     const uint64_t context_bytes_;
 
    private:
-    double bytes_a_second_;  // of the memory; 0: unknown
+    double break_even_bytes_;  // of a layer's KV cache; 0: unknown
     int n_threads_;
     std::string name_;
 };
@@ -76,7 +87,7 @@ class CudaDevice final : public Gpu {
    public:
     CudaDevice(int index, const cudaDeviceProp& properties, int n_threads, uint64_t memory_max)
         : Gpu(n_threads, gpu_info(index, properties), start_context(index),
-              "cuda:" + std::to_string(index) + " (" + properties.name + ")", bandwidth_of(index)),
+              "cuda:" + std::to_string(index) + " (" + properties.name + ")", break_even_bytes(index, properties)),
           memory_max_(memory_max),
           account_(std::make_shared<Account>(buffers_max())) {}
 

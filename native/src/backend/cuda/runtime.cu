@@ -125,11 +125,13 @@ bool reaches_registered() {
     rlimit lock = {};
     const bool limited = getrlimit(RLIMIT_MEMLOCK, &lock) == 0 && lock.rlim_cur != RLIM_INFINITY;
     const std::string limit =
-        limited ? ", and a process may lock " + std::to_string(lock.rlim_cur >> 10) + " KiB (ulimit -l)" : "";
-    fail(FASA_ERROR_MEMORY,
-         "%s: %zu bytes of page-locked host memory were refused (%s); %.1f MiB of the host's memory are available%s: "
-         "choose a smaller n_ctx, or keep the KV cache on the device (kv=\"device\")",
-         what, n_bytes, reason, mib(memory_available()), limit.c_str());
+        limited ? "; this process may lock " + std::to_string(lock.rlim_cur >> 10) + " KiB: raise that (ulimit -l)"
+                : "";
+    fail(
+        FASA_ERROR_MEMORY,
+        "%s: %zu bytes of page-locked host memory were refused (%s); %.1f MiB of the host's memory are available: free "
+        "some, or ask for less%s",
+        what, n_bytes, reason, mib(memory_available()), limit.c_str());
 }
 
 // What a system says that will not lock so many pages, or none.

@@ -14,7 +14,7 @@ inline constexpr uint64_t code_bytes = uint64_t{64} << 20;
 // A recorded launch in a graph that was uploaded, and a graph besides its launches.
 inline constexpr uint64_t graph_node_bytes = 8 << 10, graph_bytes = 64 << 10;
 
-// Makes a GPU ready for this process, and the current one, and says what that took. A process has one context on a GPU;
+// Makes a GPU ready for this process, chooses it, and says what that took. A process has one context on a GPU;
 // where that was there already, or where the driver's library for such questions is missing, the amount is the assumed
 // one.
 uint64_t start_context(int index);
