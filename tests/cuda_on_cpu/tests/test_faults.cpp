@@ -140,6 +140,22 @@ TEST(on_cpu_poison) {
 __global__ void write_at(uint8_t* x, int64_t at) { x[at] = 1; }
 __global__ void read_vector(uint4* x, const void* from) { *x = ptx::load_once(from); }
 
+struct TwoNumbers {
+    int first, second;
+};
+__global__ void add_numbers(int* x, TwoNumbers numbers) { *x = numbers.first + numbers.second; }
+
+TEST(on_cpu_numbers_are_not_taken_for_an_address) {
+    DeviceArray<int> x(1);
+    void* const address = reinterpret_cast<void*>(uintptr_t{0x7e12} << 32);
+    void* const there =
+        mmap(address, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
+    CHECK(there == address);
+    launch({"add", 1, 1}, add_numbers, x.data(), TwoNumbers{3, 0x7e12});
+    CHECK(x.host()[0] == 0x7e15);
+    munmap(there, 4096);
+}
+
 // The function does not return, but ends the process with an error: of ours, or of AddressSanitizer.
 template <class F>
 bool is_fatal(F f) {
