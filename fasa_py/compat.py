@@ -56,7 +56,7 @@ CONSTRUCTOR: dict[str, Any] = {
 
 # The same -> values without effect, and what happens with all others instead. No text depends on these.
 NOTED: dict[str, tuple[tuple[Any, ...], str]] = {
-    "n_gpu_layers": ((0, None), "this version has the CPU backend only, all layers run there"),
+    "n_gpu_layers": ((0, None), "all layers run on one device, which device= chooses"),
     "n_threads_batch": ((None,), "n_threads is for prompts too"),
     "use_mmap": ((True,), "the file is always mapped"),
     "use_mlock": ((False,), "nothing is locked in memory"),

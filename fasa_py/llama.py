@@ -8,7 +8,7 @@ import secrets
 import sys
 import warnings
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from inspect import GEN_CLOSED, getgeneratorstate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
@@ -133,9 +133,10 @@ class Llama(OpenAIStyle):
         A calibration table instead of the file's own: the path of a calibrated GGUF file of the same model, or an
         object with ``ca``, ``order``, ``order_head`` and ``criterion`` as :class:`fasa_py.table.Table` takes them.
     options
-        Further options of llama-cpp-python's constructor, with the values that change nothing here. Some that only
-        matter for speed (``n_gpu_layers``, ``n_threads_batch``, ``use_mmap``, ``use_mlock``) pass with any value and a
-        note in the log, and so does ``chat_format`` where there is a chat template.
+        Further options of llama-cpp-python's constructor, with the values that change nothing here. With ``device``
+        left at ``auto``, ``n_gpu_layers=0`` means the CPU. Other numbers of layers, and ``n_threads_batch``,
+        ``use_mmap`` and ``use_mlock``, pass with any value and a note in the log, and so does ``chat_format`` where
+        there is a chat template.
 
     Raises
     ------
@@ -198,37 +199,47 @@ class Llama(OpenAIStyle):
         vram_bytes = memory_size(vram)
 
         self.path = default_model() if path is None and model_path is None else Path(path or model_path or "")
-        self._gguf = GGUF(self.path)
-        compat.check_chat_format(
-            options.get("chat_format"), chat_template is not None or "tokenizer.chat_template" in self._gguf.metadata
-        )
-        planned = Model(self._gguf, device, n_threads, ignore_table=self._ignore_table, vram=vram_bytes, plan_only=True)
-        settings = with_table(settings, planned, table)
-        planned.check_plan(settings)  # what will not fit is said before the weights are loaded
-        with progress_bar(f"loading {self.path.name}") as progress:
-            self._model = Model(self._gguf, device, n_threads, progress, self._ignore_table, vram_bytes)
-        self.info: ModelInfo = self._model.info
-        self._vocabulary = Vocabulary(self._gguf, self.info.n_vocab)
-        self._chat_template_choice = chat_template
-        self._chat_template: ChatTemplate | None = None
-        self._table = settings.table
-        self._context = Context(self._model, settings)
-        self._method = self._context.method
-        self._slots = Slots(self._context)
-        if settings.n_ctx > self.info.n_ctx_train:
-            warnings.warn(
-                f"n_ctx {n_ctx} is more than the {self.info.n_ctx_train} tokens that {self.path.name} was trained for: "
-                "expect poor text beyond them",
-                stacklevel=2,
+        with ExitStack() as opened:  # a failure frees it at once: whoever keeps the traceback keeps the object
+            self._gguf = opened.enter_context(closing(GGUF(self.path)))
+            compat.check_chat_format(
+                options.get("chat_format"),
+                chat_template is not None or "tokenizer.chat_template" in self._gguf.metadata,
             )
-        if settings.n_ctx == 0 and self.n_ctx < self.info.n_ctx_train:
+            planned = Model(
+                self._gguf, device, n_threads, ignore_table=self._ignore_table, vram=vram_bytes, plan_only=True
+            )
+            settings = with_table(settings, planned, table)
+            planned.check_plan(settings)  # what will not fit is said before the weights are loaded
+            with progress_bar(f"loading {self.path.name}") as progress:
+                model = Model(self._gguf, device, n_threads, progress, self._ignore_table, vram_bytes)
+            self._model = opened.enter_context(closing(model))
+            self.info: ModelInfo = self._model.info
+            self._vocabulary = Vocabulary(self._gguf, self.info.n_vocab)
+            self._chat_template_choice = chat_template
+            self._chat_template: ChatTemplate | None = None
+            self._table = settings.table
+            self._context = opened.enter_context(closing(Context(self._model, settings)))
+            self._method = self._context.method
+            self._slots = Slots(self._context)
+            self._warn_of_context(settings.n_ctx)
+            self._opened = opened.pop_all()
+        if verbose:
+            self._report()
+
+    def _warn_of_context(self, asked: int) -> None:
+        """Of one longer than training was; or, where none was asked for (0), of a shorter one."""
+        if asked > self.info.n_ctx_train:
+            warnings.warn(
+                f"n_ctx {asked} is more than the {self.info.n_ctx_train} tokens that {self.path.name} was trained for: "
+                "expect poor text beyond them",
+                stacklevel=3,
+            )
+        if asked == 0 and self.n_ctx < self.info.n_ctx_train:
             warnings.warn(
                 f"memory suffices for n_ctx = {self.n_ctx} tokens, not for the {self.info.n_ctx_train} that "
                 f"{self.path.name} was trained for",
-                stacklevel=2,
+                stacklevel=3,
             )
-        if verbose:
-            self._report()
 
     def __repr__(self) -> str:
         placement = ", split KV cache" if self._context.plan.kv == "split" else ""
@@ -621,12 +632,7 @@ class Llama(OpenAIStyle):
 
         :raises RuntimeError: called from within a call, by its progress function
         """
-        self._gate.close(self._context.cancel, self._free)
-
-    def _free(self) -> None:
-        self._context.close()
-        self._model.close()
-        self._gguf.close()
+        self._gate.close(self._context.cancel, self._opened.close)
 
     def __enter__(self) -> Llama:
         return self

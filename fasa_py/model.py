@@ -78,7 +78,7 @@ class Plan:
     """
 
     n_ctx: int  # asked or chosen
-    n_ctx_max: int  # the largest that fits; 0: none
+    n_ctx_max: int  # the largest that fits, a multiple of 64 from there on; 0: none
     fits: bool
     kv: str  # "device" or "split", asked or chosen
     weights_device_bytes: int  # uploaded

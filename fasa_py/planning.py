@@ -70,8 +70,9 @@ def plan(
     Nothing is reserved, and a plan that does not fit is no error: ``fits`` says, ``device_missing`` and
     ``host_missing`` by how much, ``n_ctx_max`` what would.
 
-    :param vram: as for Llama. Where no GPU is visible, plan for one with so much memory: one of 132 multiprocessors
-        and compute capability 9.0, on which the size of the workspace and of CUDA's own memory depend a little
+    :param vram: as for Llama. Where no GPU is visible, a build with CUDA plans for one with so much memory: one of 132
+        multiprocessors and compute capability 9.0, on which the size of the workspace and of CUDA's own memory depend a
+        little
     :param settings: further ones of the method, as for Llama
     :raises OutOfMemoryError: no n_ctx was given, and none fits
     :raises OSError, FormatError, UnsupportedError, ValueError, DeviceError: as Llama does

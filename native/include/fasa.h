@@ -200,9 +200,9 @@ typedef struct fasa_context_params {
 
 /* Bytes that a model with one context of these params takes, all of them known before. Device memory is a GPU's own; on
  * the CPU there is none, and all is host memory. What is available is so for all of it: what this model already holds
- * is counted in. */
+ * is counted in. With a GPU host memory is page-locked, and an eighth of what there is counts as not available. */
 typedef struct fasa_plan {
-    int32_t  n_ctx, n_ctx_max;         /* asked or chosen; the largest that fits now, 0: none */
+    int32_t  n_ctx, n_ctx_max;         /* asked or chosen; the largest that fits now (a multiple of 64), 0: none */
     bool     fits;
     fasa_kv_placement kv;              /* asked or chosen; never auto */
     uint64_t weights_device_bytes;     /* uploaded */

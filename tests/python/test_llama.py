@@ -437,6 +437,25 @@ def test_a_context_cut_to_what_fits_is_said(tiny_path: Path, monkeypatch: pytest
 
 
 @each_device
+def test_what_a_failed_constructor_took_is_free_at_once(tiny_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though the traceback, which an interactive Python keeps, still has the object."""
+    found: list[Context] = []
+
+    def fail(context: Context) -> None:
+        found.append(context)
+        raise ValueError("late")
+
+    monkeypatch.setattr("fasa_py.llama.Slots", fail)
+    with pytest.raises(ValueError, match="late") as caught:
+        Llama(tiny_path)
+    half = next(e.frame.f_locals["self"] for e in caught.traceback if isinstance(e.frame.f_locals.get("self"), Llama))
+    with pytest.raises(TypeError):
+        found[0].stats()
+    with pytest.raises(TypeError):
+        half._model.plan(ContextSettings())
+
+
+@each_device
 def test_a_context_that_does_not_fit(tiny_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

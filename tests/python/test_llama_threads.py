@@ -102,6 +102,16 @@ def test_cancel_between_the_pieces_of_a_stream(tiny_llm: Llama) -> None:
 
 
 @each_device
+def test_a_method_is_set_after_a_cancel(tiny_path: Path) -> None:
+    """Nothing is in progress that could be cancelled, not even where steps are recorded for the new method."""
+    with Llama(tiny_path, n_ctx=64) as llm:
+        llm._context.cancel()  # as when it comes at the very end of a call
+        llm.set_method("oracle")
+        assert llm.method.name == "oracle"
+        assert complete(llm, [1, 2, 3], max_tokens=2).finish_reason == "length"
+
+
+@each_device
 def test_cancelling_a_score(tiny_path: Path) -> None:
     with Llama(tiny_path, n_batch=8) as llm:
         with pytest.raises(fasa_py.CancelledError):

@@ -305,6 +305,21 @@ def test_slow_memory_makes_sparse_steps_pay_early(tiny_path: Path) -> None:
 
 
 @pytest.mark.gpu
+def test_page_locked_memory_leaves_some_to_others() -> None:
+    there = fasa_py.plan(default_model(), n_ctx=64, device="cpu").host_available
+    page_locked = fasa_py.plan(default_model(), n_ctx=64, device="cuda").host_available
+    assert 0.8 * there < page_locked < 0.95 * there
+
+
+@pytest.mark.gpu
+def test_rows_of_a_head_that_cannot_be_copied_are_refused() -> None:
+    options: dict[str, Any] = {"device": "cuda", "kv": "split", "k_dom": "int8"}  # 512 bytes a row
+    assert fasa_py.plan(default_model(), n_ctx=2**22 - 1, **options).n_ctx == 2**22 - 1
+    with pytest.raises(fasa_py.UnsupportedError, match=f"n_ctx is {2**22}.* {2**22 - 1} tokens at most"):
+        fasa_py.plan(default_model(), n_ctx=2**22, **options)
+
+
+@pytest.mark.gpu
 @pytest.mark.parametrize(("n_ctx", "prefers"), [(300, "device"), (4000, "split")])
 def test_where_neither_placement_fits_the_one_with_more_room_is_named(n_ctx: int, prefers: str) -> None:
     def plan(kv: str, n_ctx: int | None = 16384) -> Plan:
@@ -316,7 +331,7 @@ def test_where_neither_placement_fits_the_one_with_more_room_is_named(n_ctx: int
     assert (found.fits, found.kv, found.n_ctx_max) == (False, prefers, max(others))
     assert min(others) < max(others)
     for largest in (plan("auto", found.n_ctx_max), plan("auto", None)):
-        assert largest.fits and largest.n_ctx == found.n_ctx_max
+        assert largest.fits and largest.n_ctx == found.n_ctx_max and largest.n_ctx % 64 == 0
 
 
 @pytest.mark.gpu
@@ -354,6 +369,22 @@ except fasa_py.DeviceError as error:
 llm.close()
 print(fasa_py.Llama(path, device="cpu").generate("abc", max_tokens=3, temperature=0).tokens)
 """
+
+
+_COUNTS = """
+import fasa_py
+llm = fasa_py.Llama(device="cuda", n_ctx=100, kv="split", dense_layers=0)
+try:
+    llm.generate("abc" * 20, max_tokens=3)
+except fasa_py.DeviceError:
+    stats = llm._context.stats()
+    print(stats.rows_hit, stats.n_decode)
+"""
+
+
+@emulated
+def test_counters_are_there_after_a_fault() -> None:
+    assert _python(_COUNTS, FASA_ON_CPU_FAULT="round_rows") == ["0 0"]
 
 
 @emulated

@@ -29,6 +29,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "sparse": FASA,
     "whole words": {**FASA, "n_tip": 4},
     "a dense layer": {**FASA, "dense_layers": 1},
+    "all layers dense": {**FASA, "dense_layers": 3},
     "dense at first": {**FASA, "n_fac": N_PROMPT + 2},
     "lists per query head": {**FASA, "tokens_per_head": True},
     "budgets that grow": {**FASA, "n_fac_fraction": 0.3},

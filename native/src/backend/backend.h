@@ -56,6 +56,8 @@ class Ops {
     // Keeps what body calls for the begun batch, unless it is kept already, without doing it. A later run of this key
     // then finds it. Where nothing is ever kept, nothing happens.
     virtual void keep(uint64_t key, const std::function<void()>& body) = 0;
+    // Whether ops that are called now are being kept: nothing else may happen on the device meanwhile.
+    virtual bool is_keeping() const { return false; }
     // What is kept of a run serves batches whose n_pos_max is greater too, up to this.
     virtual int32_t last_length(int32_t n_pos_max) const = 0;
     // Forgets what was kept of runs.

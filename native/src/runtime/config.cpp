@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <numeric>
 
 #include "base/error.h"
@@ -77,6 +78,17 @@ bool prefers_split(const Model& model, ContextConfig whole, ContextConfig split)
                 "KV cache of %d tokens: only dominant keys are kept on the device, the rest in host memory, %.1f MiB",
                 n_ctx, static_cast<double>(plan.kv_host_bytes) / 0x1p20);
     return true;
+}
+
+// Rows of several KV heads are copied between device and host at once, and CUDA takes no more bytes between theirs.
+void check_rows_of_a_head(const Model& model, const ContextConfig& c) {
+    if (!c.host_rest || !model.device->has_own_memory()) return;
+    constexpr int64_t most = std::numeric_limits<int32_t>::max();
+    const int64_t row_bytes = int64_t{sizeof(uint16_t)} * kv_shape(model.h, c).host_row_values();
+    if (c.n_ctx * row_bytes <= most) return;
+    fail(FASA_ERROR_UNSUPPORTED,
+         "n_ctx is %d, but a KV head's rows in host memory, %lld bytes a token, can be 2 GiB: %lld tokens at most",
+         c.n_ctx, static_cast<long long>(row_bytes), static_cast<long long>(most / row_bytes));
 }
 
 }  // namespace
@@ -175,6 +187,7 @@ ContextConfig resolve(const Model& model, const fasa_context_params& p, std::sha
     limit_dense_steps(model, p.method, c);
     if (c.n_ctx == 0) c.n_ctx = choose_n_ctx(model, c);
     c.n_batch = std::min(c.n_batch_max, c.n_ctx);
+    check_rows_of_a_head(model, c);
     return c;
 }
 

@@ -41,13 +41,14 @@ float log_probability(const float* logits, int32_t n_vocab, int32_t token) {
 
 }  // namespace
 
-// Stops the work when cancel() was called, or when the caller's abort function, asked now and then, says so.
+// Stops the work when cancel() was called, or when the caller's abort function, asked now and then, says so. Ops that
+// are only kept are not stopped: they take no time, and the caller's function might free what the device has.
 class Context::CancelPoll final : public Poll {
    public:
-    explicit CancelPoll(const std::atomic<bool>& cancelled) : cancelled_(cancelled) {}
+    CancelPoll(const std::atomic<bool>& cancelled, const Ops& ops) : cancelled_(cancelled), ops_(ops) {}
 
     void operator()() override {
-        if (cancelled_ || ask()) fail(FASA_ERROR_CANCELLED, "the work was cancelled");
+        if (!ops_.is_keeping() && (cancelled_ || ask())) fail(FASA_ERROR_CANCELLED, "the work was cancelled");
     }
 
     fasa_abort_fn fn = nullptr;
@@ -61,6 +62,7 @@ class Context::CancelPoll final : public Poll {
     }
 
     const std::atomic<bool>& cancelled_;
+    const Ops& ops_;
     Clock::time_point asked_ = Clock::now();
 };
 
@@ -114,17 +116,17 @@ Context::Context(std::shared_ptr<const Model> model, const fasa_context_params& 
       plan_(checked_plan(*model_, config_)),
       kv_(kv_shape(model_->h, config_), cache_order(model_->h, config_), *model_->device),
       memory_(model_->device->buffer(device_scratch(*model_, config_, nullptr).n_bytes, "scratch")),
-      host_memory_(model_->device->host_buffer(host_scratch(*model_, config_, nullptr).n_bytes, "logits and history")),
+      logits_memory_(model_->device->host_buffer(logits_bytes(*model_, config_), "logits")),
+      history_memory_(history_bytes(config_), "tokens"),
       ops_(model_->device->make_ops(ops_limits(model_->h, config_))),
+      logits_(static_cast<float*>(logits_memory_.data())),
+      history_(static_cast<int32_t*>(history_memory_.data())),
       length_(static_cast<size_t>(config_.n_seq)),
       hook_(std::make_unique<SparseHook>(*this)),
-      poll_(std::make_unique<CancelPoll>(cancelled_)) {
+      poll_(std::make_unique<CancelPoll>(cancelled_, *ops_)) {
     const DeviceScratch device = device_scratch(*model_, config_, memory_.data());
     activations_ = device.activations;
     select_scratch_ = device.select;
-    const HostScratch host = host_scratch(*model_, config_, host_memory_.data());
-    logits_ = host.logits;
-    history_ = host.history;
     sparsity_ = make_sparsity(config_.select);
     for_each_matrix(*model_, [&](const WeightView& w) { ops_->prepare(w); });
     keep_runs();
@@ -199,7 +201,7 @@ fasa_stats Context::stats() const {
 void Context::count_rows(fasa_stats& stats) const {
     if (!config_.host_rest || !model_->device->has_own_memory()) return;
     const KvShape& shape = kv_.shape();
-    const RowCounts rows = ops_->row_counts();
+    const RowCounts rows = row_counts();
     stats.rows_hit = rows.hit - rows_before_.hit;
     stats.rows_missed = config_.n_cache_row > 0 ? rows.missed - rows_before_.missed : sparsity_->counts.host_rows;
     const uint64_t row_bytes = sizeof(uint16_t) * static_cast<uint64_t>(shape.host_row_values());
@@ -208,8 +210,17 @@ void Context::count_rows(fasa_stats& stats) const {
     stats.pcie_bytes = row_bytes * (stats.rows_missed + n_written) + rows.other_bytes - rows_before_.other_bytes;
 }
 
+// Of a device that has failed, what is known: nobody expects counting to throw, and the next step says what failed.
+RowCounts Context::row_counts() const {
+    try {
+        return ops_->row_counts();
+    } catch (const Error&) {
+        return rows_before_;
+    }
+}
+
 void Context::reset_stats() {
-    rows_before_ = ops_->row_counts();
+    rows_before_ = row_counts();
     stats_ = {};
     sparsity_->counts = {};
 }

@@ -71,6 +71,7 @@ class Context {
     // Until nothing of a batch that failed is under way any more.
     void abandon(int32_t seq, int32_t pos0);
     void count_rows(fasa_stats& stats) const;
+    RowCounts row_counts() const;
     // What tells kept runs apart; 0: not to be kept.
     uint64_t run_key(Rows rows) const;
     template <class AfterBatch>
@@ -80,8 +81,9 @@ class Context {
     ContextConfig config_;
     fasa_plan plan_;
     KvStore kv_;
-    Buffer memory_;       // of the device
-    Buffer host_memory_;  // logits and history
+    Buffer memory_;         // of the device
+    Buffer logits_memory_;  // of the host, and the device reaches it
+    Buffer history_memory_;
     std::unique_ptr<Ops> ops_;
     Activations activations_;
     float* logits_;                // [n_score_rows][n_vocab]; row 0 is what logits() shows

@@ -11,6 +11,8 @@
 namespace fasa {
 namespace {
 
+constexpr int32_t n_ctx_step = 64;
+
 double mib(uint64_t n_bytes) { return static_cast<double>(n_bytes) / 0x1p20; }
 
 uint64_t missing(uint64_t needed, uint64_t available) { return needed > available ? needed - available : 0; }
@@ -31,7 +33,7 @@ fasa_plan measure(const Model& model, ContextConfig config) {
     p.scratch_device_bytes = device_scratch(model, config, nullptr).n_bytes + kv.order_bytes() + ops.device +
                              selector_bytes(config.select, select_shape(model.h, config));
     p.row_cache_bytes = ops.row_cache;
-    p.scratch_host_bytes = host_scratch(model, config, nullptr).n_bytes + ops.host;
+    p.scratch_host_bytes = logits_bytes(model, config) + history_bytes(config) + ops.host;
     p.system_device_bytes = device.system_bytes() + ops.runs;
     if (!device.has_own_memory()) {
         // All of the file has to be resident while decoding, whatever part of it happens to be cached.
@@ -44,18 +46,22 @@ fasa_plan measure(const Model& model, ContextConfig config) {
     return p;
 }
 
-// For all that a plan counts: what the model holds is not to be found again.
+// For all that a plan counts: what the model holds is not to be found again. A GPU's host memory is page-locked, and
+// cannot make room for others later: an eighth of what there is stays theirs.
 struct Available {
     uint64_t device = 0, host = memory_available();
 
     explicit Available(const Model& model) {
         const Device& d = *model.device;
-        if (d.has_own_memory()) device = d.memory_available() + model.memory.n_bytes();
+        if (!d.has_own_memory()) return;
+        device = d.memory_available() + model.memory.n_bytes();
+        host -= host / 8;
     }
     bool suffices(const fasa_plan& p) const { return p.device_bytes <= device && p.host_bytes <= host; }
 };
 
-// Largest n_ctx that fits, up to limit; 0 if none does.
+// Largest n_ctx that fits, up to limit; 0 if none does. Below the limit a multiple of n_ctx_step, if it is that large:
+// kernels read whole vectors of what has n_ctx values a row.
 int32_t largest_n_ctx(const Model& model, ContextConfig config, const Available& available, int32_t limit) {
     int32_t low = 0, high = limit;
     while (low < high) {
@@ -66,7 +72,7 @@ int32_t largest_n_ctx(const Model& model, ContextConfig config, const Available&
             high = config.n_ctx - 1;
         }
     }
-    return low;
+    return low < limit && low >= n_ctx_step ? low / n_ctx_step * n_ctx_step : low;
 }
 
 }  // namespace
@@ -111,13 +117,12 @@ DeviceScratch device_scratch(const Model& model, const ContextConfig& config, vo
     return scratch;
 }
 
-HostScratch host_scratch(const Model& model, const ContextConfig& config, void* base) {
-    Arena arena(base);
-    HostScratch scratch;
-    scratch.logits = arena.take<float>(size_t{1} * std::min(n_score_rows, config.n_batch) * model.h.n_vocab);
-    scratch.history = arena.take<int32_t>(size_t{1} * config.n_ctx * config.n_seq);
-    scratch.n_bytes = arena.used();
-    return scratch;
+size_t logits_bytes(const Model& model, const ContextConfig& config) {
+    return sizeof(float) * std::min(n_score_rows, config.n_batch) * static_cast<size_t>(model.h.n_vocab);
+}
+
+size_t history_bytes(const ContextConfig& config) {
+    return sizeof(int32_t) * static_cast<size_t>(config.n_ctx) * static_cast<size_t>(config.n_seq);
 }
 
 fasa_plan make_plan(const Model& model, const ContextConfig& config) {

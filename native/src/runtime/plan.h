@@ -16,19 +16,15 @@ int32_t choose_n_ctx(const Model& model, ContextConfig config);
 OpsLimits ops_limits(const Hparams& h, const ContextConfig& config);
 KvShape kv_shape(const Hparams& h, const ContextConfig& config);
 
-// What a context works in, on the device and in host memory that the device reaches too. base nullptr: only measured.
+// What a context works in on the device. base nullptr: only measured.
 struct DeviceScratch {
     Activations activations;
     SelectScratch select;
     size_t n_bytes;
 };
-struct HostScratch {
-    float* logits;     // [min(n_score_rows, n_batch)][n_vocab]
-    int32_t* history;  // [n_seq][n_ctx]
-    size_t n_bytes;
-};
 DeviceScratch device_scratch(const Model& model, const ContextConfig& config, void* base);
-HostScratch host_scratch(const Model& model, const ContextConfig& config, void* base);
+size_t logits_bytes(const Model& model, const ContextConfig& config);  // float [min(n_score_rows, n_batch)][n_vocab]
+size_t history_bytes(const ContextConfig& config);                     // int32 [n_seq][n_ctx]
 
 fasa_plan make_plan(const Model& model, const ContextConfig& config);
 // Throws MEMORY that names what is missing, and what would fit.

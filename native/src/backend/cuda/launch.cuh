@@ -81,7 +81,9 @@ unsigned largest_cluster(void (*kernel)(P...), unsigned n_cluster, dim3 block, s
     cudaFuncAttributes built;
     check(cudaFuncGetAttributes(&built, kernel), "looking at a kernel");
     if (CUDART_VERSION < 12010 || built.ptxVersion < 90) return 0;
-    check(cudaFuncSetAttribute(function, cudaFuncAttributeNonPortableClusterSizeAllowed, 1), "allowing large clusters");
+    if (cudaFuncSetAttribute(function, cudaFuncAttributeNonPortableClusterSizeAllowed, 1) != cudaSuccess) {
+        cudaGetLastError();  // then up to eight blocks
+    }
     for (unsigned cluster = wanted; cluster > 1; cluster /= 2) {
         cudaLaunchAttribute attributes[2];
         const cudaLaunchConfig_t config =

@@ -35,6 +35,7 @@ class CudaOps final : public Ops {
     void begin(const Batch& batch) override;
     void run(uint64_t key, const std::function<void()>& body) override;
     void keep(uint64_t key, const std::function<void()>& body) override;
+    bool is_keeping() const override { return keeping_; }
     int32_t last_length(int32_t n_pos_max) const override;
     void forget_runs() override { runs_.clear(); }
     void wait() override;
@@ -128,7 +129,7 @@ class CudaOps final : public Ops {
     LinearPrefill linear_;
     Batch batch_;
     int32_t n_pos_max_ = 0;
-    bool keeping_ = false;  // a run is being kept
+    bool keeping_ = false;
     bool counted_ = false;  // the scores made last were counted for the topk that comes next
     std::map<std::pair<uint64_t, int32_t>, Graph> runs_;  // by key and bound of positions
 };

@@ -111,7 +111,7 @@ __global__ void set_steps(uint32_t* now, int n) {
 
 RowCacheView RowCache::take(Arena& arena, const OpsLimits& limits) {
     RowCacheView v;
-    if (limits.n_cache_row == 0) return v;
+    if (limits.n_cache_row == 0 || limits.n_host_layer == 0) return v;
     const auto heads = static_cast<size_t>(limits.n_host_layer) * static_cast<size_t>(limits.n_head_kv);
     const auto values = static_cast<size_t>(limits.host_row_values);
     v.n_row = (limits.n_cache_row + n_row_way - 1) / n_row_way * n_row_way;
