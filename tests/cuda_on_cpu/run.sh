@@ -34,9 +34,12 @@ start() { # LOG COMMAND...
 
 # A few Python tests, and beside them as many processes as there are cores left, which share the tests of ops.
 export FASA_LIBRARY=$build/tests/cuda_on_cpu/libfasa_on_cpu.so PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
-start 0-python python3 -m pytest -c pyproject.toml -p no:cacheprovider -q -m gpu tests/python -k "$(tr '\n' ' ' <<'END'
+start 0-python python3 -m pytest -c pyproject.toml -p no:cacheprovider -q tests/python -k "$(tr '\n' ' ' <<'END'
+test_plan or cuda and (
 (test_logits_match_the_reference and (llama-Q4_K-plain or odd-head or heads-of-80 or mixed-types))
 or (test_every_method_engages and qwen2 and (fasa or snapkv or quest))
+or (test_split_cache and (test_other_methods or test_decoding) and llama)
+or test_a_method_is_set_after_a_cancel or test_what_a_failed_constructor_took)
 END
 )"
 program=$build/tests/cuda_on_cpu/fasa_cuda_on_cpu_tests
