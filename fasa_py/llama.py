@@ -91,7 +91,7 @@ class Llama(OpenAIStyle):
         The model file (any file of a split set); None: the embedded demo model. ``model_path`` is another name for it.
     n_ctx
         Tokens that a conversation can hold. None or 0: the trained context, or what fits in memory if that is less;
-        the attribute ``n_ctx`` says.
+        the attribute ``n_ctx`` says. On a GPU multiples of 64 are served fastest.
     n_batch
         Tokens of a prompt processed at once, raised to 20 if less. What is computed does not depend on it.
     n_seq
@@ -205,11 +205,12 @@ class Llama(OpenAIStyle):
                 options.get("chat_format"),
                 chat_template is not None or "tokenizer.chat_template" in self._gguf.metadata,
             )
-            planned = Model(
+            plan_only = Model(
                 self._gguf, device, n_threads, ignore_table=self._ignore_table, vram=vram_bytes, plan_only=True
             )
-            settings = with_table(settings, planned, table)
-            planned.check_plan(settings)  # what will not fit is said before the weights are loaded
+            with closing(plan_only):
+                settings = with_table(settings, plan_only, table)
+                plan_only.check_plan(settings)  # what will not fit is said before the weights are loaded
             with progress_bar(f"loading {self.path.name}") as progress:
                 model = Model(self._gguf, device, n_threads, progress, self._ignore_table, vram_bytes)
             self._model = opened.enter_context(closing(model))
@@ -222,9 +223,9 @@ class Llama(OpenAIStyle):
             self._method = self._context.method
             self._slots = Slots(self._context)
             self._warn_of_context(settings.n_ctx)
+            if verbose:
+                self._report()
             self._opened = opened.pop_all()
-        if verbose:
-            self._report()
 
     def _warn_of_context(self, asked: int) -> None:
         """Of one longer than training was; or, where none was asked for (0), of a shorter one."""

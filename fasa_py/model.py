@@ -74,11 +74,13 @@ class Plan:
     """Bytes that a model with one context takes, all of them known before anything is loaded.
 
     Device memory is a GPU's own. On the CPU there is none: its figures are 0, and all is host memory. What is available
-    is so for all of it: what the model holds already is counted in.
+    is so for all of it: what the model holds already is counted in. With a GPU host memory is page-locked, and an
+    eighth of what is free counts as not available. ``n_ctx_max`` is rounded down to a multiple of 64, but not below
+    ``n_ctx``, nor if it is less than that.
     """
 
     n_ctx: int  # asked or chosen
-    n_ctx_max: int  # the largest that fits, a multiple of 64 from there on; 0: none
+    n_ctx_max: int  # the largest that fits; 0: none
     fits: bool
     kv: str  # "device" or "split", asked or chosen
     weights_device_bytes: int  # uploaded
@@ -343,7 +345,8 @@ class Context:
 
     :raises OutOfMemoryError: what was asked does not fit; the text has the numbers
     :raises ValueError: the method needs a table that there is not, or a setting does not fit the model
-    :raises UnsupportedError: kv="split", or another k_dom than f16, with a method that has no dominant keys
+    :raises UnsupportedError: kv="split", or another k_dom than f16, with a method that has no dominant keys; kv="split"
+        on a GPU with an n_ctx at which a KV head's rows in host memory are 2 GiB or more
     """
 
     def __init__(self, model: Model, settings: ContextSettings | None = None) -> None:

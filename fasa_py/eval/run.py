@@ -6,6 +6,7 @@ import os
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -87,8 +88,16 @@ class _Bench:
         method = Method("full")
         if settings.split:
             method = next((c.method for c in candidates if c.method.name == "fasa"), method)
-        self._session = Session(Context(subject.model, ContextSettings(n_ctx=n_ctx, method=method)))
+        self._opened = ExitStack()
+        self._session = self._open(ContextSettings(n_ctx=n_ctx, method=method))
         self._coded: dict[object, Session] = {}  # caches are laid out for one method's dominant keys
+
+    def _open(self, settings: ContextSettings) -> Session:
+        return Session(self._opened.enter_context(closing(Context(self._subject.model, settings))))
+
+    def close(self) -> None:
+        """Free the contexts."""
+        self._opened.close()
 
     def _session_of(self, candidate: Candidate) -> Session:
         if not candidate.is_coded:
@@ -96,8 +105,8 @@ class _Bench:
         m = candidate.method
         key = (candidate.k_dom, m.n_tip, m.criterion, m.dense_layers)
         if key not in self._coded:
-            settings = ContextSettings(n_ctx=self._session.context.n_ctx, method=m, k_dom=candidate.k_dom)
-            self._coded[key] = Session(Context(self._subject.model, settings))
+            n_ctx = self._session.context.n_ctx
+            self._coded[key] = self._open(ContextSettings(n_ctx=n_ctx, method=m, k_dom=candidate.k_dom))
         return self._coded[key]
 
     def records(self, item: _Item, candidates: Sequence[Candidate]) -> Iterator[Record]:
@@ -222,14 +231,18 @@ def run(
     chosen = Settings(**settings)
     chosen.check()
     expand(chosen.methods)  # what is misspelt is found before the model is loaded
-    with progress_bar("loading") as progress:
-        subject = model if isinstance(model, Subject) else Subject(model, n_threads, device, progress)
-    candidates = expand(chosen.methods, chosen.n_tip, chosen.n_fac, subject.default_n_tip)
-    header = {**subject.identity(), "seed": chosen.seed, "n_decoded": chosen.n_decoded, "split": chosen.split,
-              "quick": chosen.quick,
-              "texts": [Path(text).name for text in chosen.texts]}  # fmt: skip
-    bench = _Bench(subject, chosen, candidates)
-    with Results(Path(out), header) as results:
+    with ExitStack() as opened:
+        if isinstance(model, Subject):
+            subject = model
+        else:
+            with progress_bar("loading") as progress:
+                subject = opened.enter_context(closing(Subject(model, n_threads, device, progress)))
+        candidates = expand(chosen.methods, chosen.n_tip, chosen.n_fac, subject.default_n_tip)
+        header = {**subject.identity(), "seed": chosen.seed, "n_decoded": chosen.n_decoded, "split": chosen.split,
+                  "quick": chosen.quick,
+                  "texts": [Path(text).name for text in chosen.texts]}  # fmt: skip
+        bench = opened.enter_context(closing(_Bench(subject, chosen, candidates)))
+        results = opened.enter_context(Results(Path(out), header))
         try:
             _work_through(bench, candidates, results, chosen.minutes)
         finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import zlib
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -34,15 +35,21 @@ class Subject:
         progress: Progress | None = None,
     ) -> None:
         self.path = model_path() if path is None else Path(path)
-        gguf = GGUF(self.path)
-        self.metadata = gguf.metadata
-        self.model = Model(gguf, device, n_threads, progress)
-        self.info = self.model.info
-        self.tokenizer = Vocabulary(gguf, self.info.n_vocab).tokenizer
-        try:
-            self._template: ChatTemplate | None = ChatTemplate.from_metadata(self.metadata, self.tokenizer)
-        except UnsupportedError:
-            self._template = None
+        with ExitStack() as opened:  # a failure frees it at once: whoever keeps the traceback keeps the object
+            gguf = opened.enter_context(closing(GGUF(self.path)))
+            self.metadata = gguf.metadata
+            self.model = opened.enter_context(closing(Model(gguf, device, n_threads, progress)))
+            self.info = self.model.info
+            self.tokenizer = Vocabulary(gguf, self.info.n_vocab).tokenizer
+            try:
+                self._template: ChatTemplate | None = ChatTemplate.from_metadata(self.metadata, self.tokenizer)
+            except UnsupportedError:
+                self._template = None
+            self._opened = opened.pop_all()
+
+    def close(self) -> None:
+        """Free the weights, once no context uses them any more."""
+        self._opened.close()
 
     @property
     def answers_exactly(self) -> bool:
@@ -52,11 +59,8 @@ class Subject:
     @property
     def default_n_tip(self) -> int | float | None:
         """Dominant chunks of a head unless told otherwise, as the engine resolves it."""
-        context = Context(self.model, ContextSettings(n_ctx=32))
-        try:
+        with closing(Context(self.model, ContextSettings(n_ctx=32))) as context:
             return context.method.n_tip
-        finally:
-            context.close()
 
     def identity(self) -> dict[str, Any]:
         """What results depend on: the file's name, a fingerprint of the weights, a checksum of the table."""

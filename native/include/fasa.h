@@ -193,16 +193,18 @@ typedef struct fasa_context_params {
     const fasa_table * table;          /* NULL: the file's own, if it has one */
     fasa_k_dom         k_dom;          /* other than f16: method fasa with dominant sets per KV head only */
     fasa_kv_placement  kv;             /* device: all of the cache; split: dominant keys only, the rest in host memory;
-                                          auto: split where a method allows it and only that fits */
+                                          auto: split where a method allows it and only that fits. With a GPU a KV head's
+                                          rows in host memory must be less than 2 GiB: UNSUPPORTED for a larger n_ctx */
     int32_t            kv_cache_rows;  /* of a split cache: rows that the device keeps of every sparse layer and KV head,
                                           those chosen of late; 0: four times n_fac; -1: none */
 } fasa_context_params;
 
 /* Bytes that a model with one context of these params takes, all of them known before. Device memory is a GPU's own; on
  * the CPU there is none, and all is host memory. What is available is so for all of it: what this model already holds
- * is counted in. With a GPU host memory is page-locked, and an eighth of what there is counts as not available. */
+ * is counted in. With a GPU host memory is page-locked, and an eighth of what is free counts as not available. n_ctx_max
+ * is rounded down to a multiple of 64, but not below n_ctx, nor if it is less than that. */
 typedef struct fasa_plan {
-    int32_t  n_ctx, n_ctx_max;         /* asked or chosen; the largest that fits now (a multiple of 64), 0: none */
+    int32_t  n_ctx, n_ctx_max;         /* asked or chosen; the largest that fits now, 0: none; see below */
     bool     fits;
     fasa_kv_placement kv;              /* asked or chosen; never auto */
     uint64_t weights_device_bytes;     /* uploaded */
@@ -226,7 +228,8 @@ typedef struct fasa_stats {
     uint64_t tokens_selected;                /* positions, summed over lists and sparse layers */
     uint64_t key_bytes, value_bytes;         /* of the KV cache, read by decode steps */
     /* Of a split KV cache, on a device apart from the host: rows that decode steps attended to, found in the device's
-     * cache of rows or not; bytes of rows that went over the bus, by all steps, in either direction. */
+     * cache of rows or not; bytes of rows that went over the bus, by all steps, in either direction. A device that has
+     * failed counts none of them. */
     uint64_t rows_hit, rows_missed, pcie_bytes;
 } fasa_stats;
 
@@ -291,7 +294,7 @@ FASA_API fasa_status  fasa_score(float * logprob, fasa_context * ctx, int32_t se
                                  fasa_progress_fn progress, void * user);
 FASA_API void         fasa_stats_get(fasa_stats * out, const fasa_context * ctx);
 FASA_API void         fasa_stats_reset(fasa_context * ctx);
-/* From any thread: the call in progress ends with FASA_ERROR_CANCELLED. */
+/* From any thread: the work on tokens in progress ends with FASA_ERROR_CANCELLED. */
 FASA_API void         fasa_cancel(fasa_context * ctx);
 
 /* sequences: prefix reuse, fork, save and restore */

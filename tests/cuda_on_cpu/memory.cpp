@@ -160,8 +160,8 @@ bool holds_host_address(const void* arguments, size_t n_bytes) {
         uintptr_t word;
         std::memcpy(&word, static_cast<const uint8_t*>(arguments) + at, sizeof(word));
         if (word >> 40 < 0x55 || word >> 40 > 0x7f) continue;  // where Linux puts programs, heaps, libraries and stacks
-        // A small number of four bytes before another one, or before padding: GCC's __builtin_clear_padding leaves what
-        // follows an array of structs that are padded themselves.
+        // A small number of four bytes before another one, or before padding: GCC's __builtin_clear_padding does not
+        // clear what comes after an array of structs that are padded themselves.
         if (static_cast<uint32_t>(word) < 1 << 16) continue;
         const void* address = reinterpret_cast<const void*>(word);
         if (is_device_memory(address, 0) || is_pinned_memory(address, 0)) continue;

@@ -38,7 +38,7 @@ start 0-python python3 -m pytest -c pyproject.toml -p no:cacheprovider -q tests/
 test_plan or cuda and (
 (test_logits_match_the_reference and (llama-Q4_K-plain or odd-head or heads-of-80 or mixed-types))
 or (test_every_method_engages and qwen2 and (fasa or snapkv or quest))
-or (test_split_cache and (test_other_methods or test_decoding) and llama)
+or (test_split_cache and (test_other_methods or test_decoding and llama))
 or test_a_method_is_set_after_a_cancel or test_what_a_failed_constructor_took)
 END
 )"

@@ -453,6 +453,8 @@ def test_what_a_failed_constructor_took_is_free_at_once(tiny_path: Path, monkeyp
         found[0].stats()
     with pytest.raises(TypeError):
         half._model.plan(ContextSettings())
+    with pytest.raises(ValueError, match="closed"):
+        _ = half._gguf._handle
 
 
 @each_device

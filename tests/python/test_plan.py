@@ -312,6 +312,14 @@ def test_page_locked_memory_leaves_some_to_others() -> None:
 
 
 @pytest.mark.gpu
+def test_a_context_that_fits_to_the_byte_is_the_largest() -> None:
+    vram = fasa_py.plan(default_model(), n_ctx=1000, device="cuda").device_bytes
+    for n_ctx in (999, 1000):  # not 960, the next multiple of 64
+        p = fasa_py.plan(default_model(), n_ctx=n_ctx, device="cuda", vram=vram)
+        assert (p.fits, p.n_ctx_max) == (True, n_ctx)
+
+
+@pytest.mark.gpu
 def test_rows_of_a_head_that_cannot_be_copied_are_refused() -> None:
     options: dict[str, Any] = {"device": "cuda", "kv": "split", "k_dom": "int8"}  # 512 bytes a row
     assert fasa_py.plan(default_model(), n_ctx=2**22 - 1, **options).n_ctx == 2**22 - 1

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
 #include <numeric>
 
 #include "base/error.h"
@@ -72,7 +71,7 @@ bool prefers_split(const Model& model, ContextConfig whole, ContextConfig split)
     const int32_t n_ctx = whole.n_ctx > 0 ? whole.n_ctx : model.h.n_ctx_train;
     whole.n_ctx = split.n_ctx = n_ctx;
     const fasa_plan plan_of_whole = make_plan(model, whole), plan = make_plan(model, split);
-    if (plan_of_whole.fits || (!plan.fits && plan.n_ctx_max < plan_of_whole.n_ctx_max)) return false;
+    if (plan_of_whole.fits || (!plan.fits && plan.n_ctx_max <= plan_of_whole.n_ctx_max)) return false;
     if (model.plan_only) return true;
     log_message(FASA_LOG_INFO,
                 "KV cache of %d tokens: only dominant keys are kept on the device, the rest in host memory, %.1f MiB",
@@ -80,15 +79,13 @@ bool prefers_split(const Model& model, ContextConfig whole, ContextConfig split)
     return true;
 }
 
-// Rows of several KV heads are copied between device and host at once, and CUDA takes no more bytes between theirs.
-void check_rows_of_a_head(const Model& model, const ContextConfig& c) {
-    if (!c.host_rest || !model.device->has_own_memory()) return;
-    constexpr int64_t most = std::numeric_limits<int32_t>::max();
-    const int64_t row_bytes = int64_t{sizeof(uint16_t)} * kv_shape(model.h, c).host_row_values();
-    if (c.n_ctx * row_bytes <= most) return;
-    fail(FASA_ERROR_UNSUPPORTED,
-         "n_ctx is %d, but a KV head's rows in host memory, %lld bytes a token, can be 2 GiB: %lld tokens at most",
-         c.n_ctx, static_cast<long long>(row_bytes), static_cast<long long>(most / row_bytes));
+void check_n_ctx(const Model& model, const ContextConfig& c) {
+    const int32_t most = n_ctx_limit(model, c);
+    if (c.n_ctx <= most) return;
+    fail(
+        FASA_ERROR_UNSUPPORTED,
+        "n_ctx is %d, but a KV head's rows in host memory must be less than 2 GiB: %d tokens at most, or kv=\"device\"",
+        c.n_ctx, most);
 }
 
 }  // namespace
@@ -187,7 +184,7 @@ ContextConfig resolve(const Model& model, const fasa_context_params& p, std::sha
     limit_dense_steps(model, p.method, c);
     if (c.n_ctx == 0) c.n_ctx = choose_n_ctx(model, c);
     c.n_batch = std::min(c.n_batch_max, c.n_ctx);
-    check_rows_of_a_head(model, c);
+    check_n_ctx(model, c);
     return c;
 }
 

@@ -42,7 +42,8 @@ float log_probability(const float* logits, int32_t n_vocab, int32_t token) {
 }  // namespace
 
 // Stops the work when cancel() was called, or when the caller's abort function, asked now and then, says so. Ops that
-// are only kept are not stopped: they take no time, and the caller's function might free what the device has.
+// are being kept are not stopped: recording is short, and the caller's function might free device memory, which must
+// not happen meanwhile.
 class Context::CancelPoll final : public Poll {
    public:
     CancelPoll(const std::atomic<bool>& cancelled, const Ops& ops) : cancelled_(cancelled), ops_(ops) {}
@@ -210,7 +211,8 @@ void Context::count_rows(fasa_stats& stats) const {
     stats.pcie_bytes = row_bytes * (stats.rows_missed + n_written) + rows.other_bytes - rows_before_.other_bytes;
 }
 
-// Of a device that has failed, what is known: nobody expects counting to throw, and the next step says what failed.
+// On a device that has failed none are counted since stats_ began: this must not throw, and the next step says what
+// failed.
 RowCounts Context::row_counts() const {
     try {
         return ops_->row_counts();

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <limits>
 #include <string>
 #include <utility>
 
@@ -60,10 +61,10 @@ struct Available {
     bool suffices(const fasa_plan& p) const { return p.device_bytes <= device && p.host_bytes <= host; }
 };
 
-// Largest n_ctx that fits, up to limit; 0 if none does. Below the limit a multiple of n_ctx_step, if it is that large:
-// kernels read whole vectors of what has n_ctx values a row.
+// Largest n_ctx that fits, up to limit; 0 if none does. Below the limit it is rounded down to a multiple of n_ctx_step,
+// unless it is less than that: faster kernels are taken where rows of n_ctx values begin at whole vectors.
 int32_t largest_n_ctx(const Model& model, ContextConfig config, const Available& available, int32_t limit) {
-    int32_t low = 0, high = limit;
+    int32_t low = 0, high = std::min(limit, n_ctx_limit(model, config));
     while (low < high) {
         config.n_ctx = high - (high - low) / 2;
         if (available.suffices(measure(model, config))) {
@@ -76,6 +77,13 @@ int32_t largest_n_ctx(const Model& model, ContextConfig config, const Available&
 }
 
 }  // namespace
+
+int32_t n_ctx_limit(const Model& model, const ContextConfig& config) {
+    const KvShape kv = kv_shape(model.h, config);
+    if (!config.host_rest || !model.device->has_own_memory() || kv.n_split() == 0) return max_n_ctx;
+    const int64_t row_bytes = int64_t{sizeof(uint16_t)} * kv.host_row_values();
+    return static_cast<int32_t>(std::min<int64_t>(std::numeric_limits<int32_t>::max() / row_bytes, max_n_ctx));
+}
 
 int32_t choose_n_ctx(const Model& model, ContextConfig config) {
     const int32_t n_ctx = largest_n_ctx(model, config, Available(model), model.h.n_ctx_train);
@@ -134,6 +142,8 @@ fasa_plan make_plan(const Model& model, const ContextConfig& config) {
     plan.device_missing = missing(plan.device_bytes, plan.device_available);
     plan.host_missing = missing(plan.host_bytes, plan.host_available);
     plan.fits = available.suffices(plan);
+    if (plan.fits)
+        plan.n_ctx_max = std::max(plan.n_ctx_max, plan.n_ctx);  // though that may be no multiple of n_ctx_step
     return plan;
 }
 

@@ -10,6 +10,10 @@ namespace fasa {
 inline constexpr int32_t n_score_rows = 32;  // rows whose logits are held at once when scoring
 inline constexpr int32_t max_n_ctx = 1 << 28;
 
+// max_n_ctx, or less: rows of a split cache go between device and host for several KV heads at once, in copies whose
+// stride, a head's rows, is less than 2 GiB.
+int32_t n_ctx_limit(const Model& model, const ContextConfig& config);
+
 // min(trained context, what fits now). Throws MEMORY when nothing does.
 int32_t choose_n_ctx(const Model& model, ContextConfig config);
 

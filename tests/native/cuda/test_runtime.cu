@@ -87,8 +87,10 @@ TEST(cuda_errors_name_what_failed) {
     CHECK_THROWS(check(cudaErrorMemoryAllocation, "weights"), FASA_ERROR_MEMORY, "weights", "out of memory");
     CHECK_THROWS(DeviceBuffer(size_t{1} << 60, "all of it"), FASA_ERROR_MEMORY, "all of it", "1152921504606846976",
                  "free");
-    CHECK_THROWS(check(cudaErrorNoKernelImageForDevice, "kernel"), FASA_ERROR_UNSUPPORTED, "kernel",
-                 "no code for this GPU", "CMAKE_CUDA_ARCHITECTURES");
+    for (const cudaError_t status : {cudaErrorNoKernelImageForDevice, cudaErrorInvalidDeviceFunction}) {
+        CHECK_THROWS(check(status, "kernel"), FASA_ERROR_UNSUPPORTED, "kernel", "no code for this GPU",
+                     "CMAKE_CUDA_ARCHITECTURES");
+    }
     check(cudaGetLastError(), "an error that was reported is forgotten");
 }
 

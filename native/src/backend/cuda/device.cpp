@@ -127,7 +127,7 @@ class CudaDevice final : public Gpu {
 
     void upload(std::span<const Upload> matrices, const std::function<void(size_t)>& progress) const override {
         use();
-        cublas_lt();  // it may be missing, which is better known before
+        cublas_lt();  // throws if cuBLAS is missing, before gigabytes are uploaded
         const uint64_t room = std::max<uint64_t>(account_->left(), least_staging_bytes);
         const size_t n_staged = std::min<uint64_t>(staging_bytes, room);
         const PinnedBuffer host(n_staged, "weights on their way");

@@ -22,7 +22,7 @@ namespace fasa::cuda {
 void check(cudaError_t status, const char* what) {
     if (status == cudaSuccess) return;
     cudaGetLastError();  // a failure that was reported must not be found again by a later call
-    if (status == cudaErrorNoKernelImageForDevice) {
+    if (status == cudaErrorNoKernelImageForDevice || status == cudaErrorInvalidDeviceFunction) {
         fail(FASA_ERROR_UNSUPPORTED,
              "CUDA: %s: this build has no code for this GPU: build it on this machine, or with the GPU's compute "
              "capability in CMAKE_CUDA_ARCHITECTURES, or use device=\"cpu\"",
